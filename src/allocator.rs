@@ -1,0 +1,738 @@
+//! The policy: which chunk serves a request, when a chunk is made, when memory is given back.
+//!
+//! A request is served by the lowest place in the lowest chunk where it fits: areas gather at low addresses, and what
+//! lies above them runs empty and is given back. Pages without memory are populated as an area comes to touch them.
+//! Where nothing fits, a spare chunk is put to use; where there is none, a chunk is made.
+//!
+//! Locking: one lock guards all that changes (`state`). No lock is held while memory is populated, zeroed or given
+//! back, nor while a chunk is made or destroyed: the pages or the place concerned are claimed first, the lock is
+//! dropped for the work, and they are settled under it. A request of another CPU meanwhile goes elsewhere.
+//!
+//! Atomic requests populate pages and use spare chunks like all others; what they never do is wait.
+//! [`PerCpuAllocator::upkeep`] prepares spare chunks ahead of them and gives back what has run empty.
+
+use core::alloc::Layout;
+use core::fmt;
+use core::ops::Range;
+use core::ptr::NonNull;
+use core::sync::atomic::AtomicBool;
+
+use lock_api::{Mutex, MutexGuard, RawMutex};
+
+use crate::backing::{Backing, BackingError, ChunkSpace, Context, CpuArea, PageSpan, Window};
+use crate::chunk::{Chunk, ChunkLayout, MAX_AREA_PAGES, Nature};
+use crate::cpus::{Cpus, Units, UnitsLayout};
+use crate::directory::{Directory, DirectoryLayout, Place};
+use crate::metadata::BlockLayout;
+use crate::request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
+use crate::stats::{Event, EventHook};
+use crate::unit::{Contents, CpuId, FirstChunk, GRANULE_BYTES, Regions, UnitSizes};
+use state::{Batch, Placed, State};
+
+mod bring_up;
+mod query;
+mod state;
+mod upkeep;
+
+pub use query::{AddressInfo, Region};
+pub use upkeep::UpkeepReport;
+
+/// What an instance decides by itself, in numbers.
+///
+/// ```
+/// use pcpu::allocator::Policy;
+/// let eager = Policy { empty_pages_low: 0, empty_pages_high: 0, ..Policy::default() };
+/// assert!(eager.spare_chunks <= eager.spare_chunks_max);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// The largest request, in bytes. At most a unit, and few enough pages to be named in one word.
+    pub max_alloc_bytes: usize,
+    /// The largest alignment, in bytes; at most a page.
+    pub max_align_bytes: usize,
+    /// Spare chunks that the upkeep keeps ready for atomic requests when the chunks in use could not serve the largest
+    /// request.
+    pub spare_chunks: u32,
+    /// Where atomic requests used up more spare chunks than that between two upkeeps, twice as many are kept ready,
+    /// up to so many; the number halves again while they are left alone.
+    pub spare_chunks_max: u32,
+    /// Pages without areas that an upkeep leaves populated.
+    pub empty_pages_low: u32,
+    /// Upkeep is due at once when more pages than this are populated without an area.
+    pub empty_pages_high: u32,
+    /// Upkeep is due when more than `empty_pages_low` pages are populated without an area and so many areas have been
+    /// freed since the last one: a page that is filled and emptied in turn does not come and go each time.
+    pub quiet_frees: u32,
+    /// Whether allocating and freeing runs the upkeep by itself.
+    pub upkeep: UpkeepBy,
+}
+
+/// Who runs the upkeep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UpkeepBy {
+    /// The owner calls [`PerCpuAllocator::upkeep`]: a kernel's worker.
+    Owner,
+    /// Whoever allocates or frees without [`AllocFlags::ATOMIC`] and finds it due: a process.
+    Callers,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            max_alloc_bytes: 32 << 10,
+            max_align_bytes: usize::MAX,
+            spare_chunks: 1,
+            spare_chunks_max: 16,
+            empty_pages_low: 0,
+            empty_pages_high: 16,
+            quiet_frees: 64,
+            upkeep: UpkeepBy::Owner,
+        }
+    }
+}
+
+/// What never changes about an instance.
+#[derive(Debug)]
+struct Geometry {
+    window: Window,
+    /// `pitch_bytes` as a shift, where it is a power of two.
+    pitch_shift: Option<u32>,
+    sizes: UnitSizes,
+    regions: Regions,
+    max_alloc_bytes: usize,
+    max_align_bytes: usize,
+    chunk: ChunkLayout,
+    /// The block that holds the tables of units and chunks.
+    tables: (NonNull<u8>, Layout),
+}
+
+/// A dynamic per-CPU allocator: an instance with its backing `B` and its lock `R`.
+///
+/// Addresses that it hands out are *neutral*: [`per_cpu_address`](Self::per_cpu_address) makes one CPU's address of
+/// it. A typed view is [`PerCpuPtr`](crate::PerCpuPtr) with a [`Domain`](crate::Domain); simulated machines and
+/// kernels make instances through [`new`](Self::new), a Linux process has one ready ([`crate::alloc_percpu`]).
+///
+/// ```
+/// use pcpu::backing::sim::Machine;
+/// use pcpu::{AllocFlags, Request};
+///
+/// let pcpu = Machine::new(4).build()?;
+/// let counter = pcpu.allocate(&Request::new(8, 8))?;
+/// let copies = pcpu.units().possible().iter().map(|cpu| pcpu.per_cpu_address(counter, cpu));
+/// assert_eq!(copies.flatten().count(), 4);
+/// pcpu.free(counter)?;
+/// assert!(pcpu.free(counter).is_err(), "a second free is caught");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct PerCpuAllocator<B: Backing, R: RawMutex> {
+    backing: B,
+    units: Units,
+    geometry: Geometry,
+    policy: Policy,
+    state: Mutex<R, State>,
+    /// Set under the lock, read without: whether an upkeep has something to do.
+    upkeep_due: AtomicBool,
+}
+
+// SAFETY: the raw pointers inside (chunks, metadata) point to memory that only this instance reaches, and that is only
+// changed with the lock held or before the instance is shared.
+unsafe impl<B: Backing + Send, R: RawMutex + Send> Send for PerCpuAllocator<B, R> {}
+// SAFETY: as above: shared access to what changes goes through the lock.
+unsafe impl<B: Backing + Sync, R: RawMutex + Sync> Sync for PerCpuAllocator<B, R> {}
+
+impl<B: Backing, R: RawMutex> fmt::Debug for PerCpuAllocator<B, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PerCpuAllocator")
+            .field("geometry", &self.geometry)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
+    /// Takes over a first chunk. No CPU is materialised yet, see [`bring_up`](Self::bring_up).
+    ///
+    /// # Errors
+    /// [`SetupError`] if the backing has no metadata, its window does not suit the first chunk, or `policy` asks for
+    /// more than the geometry can give.
+    ///
+    /// # Safety
+    /// `first_chunk` was built in memory that stays for as long as the instance, and no other instance has it; its
+    /// unit offsets hold for all chunks of `backing`'s window.
+    pub unsafe fn new(
+        backing: B,
+        first_chunk: &FirstChunk<'_>,
+        policy: Policy,
+    ) -> Result<Self, SetupError> {
+        let plan = first_chunk.plan();
+        let sizes = *plan.sizes();
+        let window = backing.window();
+        if window.base != first_chunk.base() {
+            return Err(SetupError::WindowBase {
+                base: window.base,
+                first_chunk: first_chunk.base(),
+            });
+        }
+        let pages = sizes.unit_pages();
+        let granules_per_page = (sizes.page_bytes() / GRANULE_BYTES) as u32;
+        let limit_bytes = sizes
+            .unit_bytes()
+            .min((MAX_AREA_PAGES as usize - 1) * sizes.page_bytes());
+        if policy.max_alloc_bytes > limit_bytes {
+            return Err(SetupError::MaxAlloc {
+                bytes: policy.max_alloc_bytes,
+                limit_bytes,
+            });
+        }
+        if window.pitch_bytes < sizes.unit_bytes()
+            || !window.pitch_bytes.is_multiple_of(sizes.page_bytes())
+        {
+            return Err(SetupError::WindowPitch {
+                pitch_bytes: window.pitch_bytes,
+                unit_bytes: sizes.unit_bytes(),
+            });
+        }
+        if window.chunks == 0
+            || window
+                .pitch_bytes
+                .checked_mul(window.chunks as usize)
+                .is_none()
+        {
+            return Err(SetupError::WindowChunks {
+                chunks: window.chunks,
+            });
+        }
+        let unit_granules = u32::try_from(sizes.unit_bytes() / GRANULE_BYTES).map_err(|_| {
+            SetupError::UnitBytes {
+                unit_bytes: sizes.unit_bytes(),
+            }
+        })?;
+        let overflow = |_| SetupError::Backing(BackingError::OutOfMetadata);
+        let chunk = ChunkLayout::new(pages as u32, granules_per_page).map_err(overflow)?;
+        debug_assert_eq!(unit_granules, pages as u32 * granules_per_page);
+
+        let mut block = BlockLayout::new();
+        let units_layout = UnitsLayout::add(&mut block, plan.nr_cpu_ids()).map_err(overflow)?;
+        let directory_layout = DirectoryLayout::add(&mut block, window.chunks).map_err(overflow)?;
+        let tables_layout = block.finish();
+        let tables = backing
+            .allocate_metadata(tables_layout, Context::MaySleep)
+            .map_err(SetupError::Backing)?;
+        // SAFETY: the block has just been allocated with the layout that both were added to.
+        let (units, directory) = unsafe {
+            (
+                Units::new(tables, &units_layout, first_chunk),
+                Directory::new(tables, &directory_layout),
+            )
+        };
+        let geometry = Geometry {
+            window,
+            pitch_shift: window
+                .pitch_bytes
+                .is_power_of_two()
+                .then(|| window.pitch_bytes.trailing_zeros()),
+            sizes,
+            regions: sizes.regions(),
+            max_alloc_bytes: policy.max_alloc_bytes,
+            max_align_bytes: policy.max_align_bytes.min(sizes.page_bytes()),
+            chunk,
+            tables: (tables, tables_layout),
+        };
+        let mut state = State::new(directory, &sizes, policy.spare_chunks);
+        state.metadata_grew(tables_layout.size());
+        let mut new = Self {
+            backing,
+            units,
+            geometry,
+            policy,
+            state: Mutex::new(state),
+            upkeep_due: AtomicBool::new(true),
+        };
+        // From here on a failure drops `new`, which gives all metadata back.
+        new.add_first_chunk()?;
+        Ok(new)
+    }
+
+    /// Makes the chunks of the first chunk's reserved and dynamic regions.
+    fn add_first_chunk(&mut self) -> Result<(), SetupError> {
+        let granules = |bytes: &Range<usize>| {
+            (bytes.start / GRANULE_BYTES) as u32..(bytes.end / GRANULE_BYTES) as u32
+        };
+        let per_page = (self.geometry.sizes.page_bytes() / GRANULE_BYTES) as u32;
+        let make = |region: Range<u32>| {
+            let pages = region.end.div_ceil(per_page) - region.start / per_page;
+            let layout =
+                ChunkLayout::new(pages, per_page).map_err(|_| BackingError::OutOfMetadata)?;
+            let block = self
+                .backing
+                .allocate_metadata(layout.block, Context::MaySleep)?;
+            // SAFETY: the block has just been allocated with this layout; the region lies in these pages.
+            Ok((
+                unsafe { Chunk::new(block, &layout, 0, Nature::First, region) },
+                layout.block.size(),
+            ))
+        };
+        let (dynamic, dynamic_bytes) =
+            make(granules(&self.geometry.regions.dynamic)).map_err(SetupError::Backing)?;
+        let state = self.state.get_mut();
+        state.add_chunk(dynamic, 0);
+        state.metadata_grew(dynamic_bytes);
+        state.count_first_chunk(self.geometry.sizes.populated_pages() as u64);
+        if !self.geometry.regions.reserved.is_empty() {
+            let (reserved, reserved_bytes) =
+                make(granules(&self.geometry.regions.reserved)).map_err(SetupError::Backing)?;
+            state.reserved = Some(reserved);
+            state.metadata_grew(reserved_bytes);
+        }
+        Ok(())
+    }
+
+    /// Where the units lie, and which CPUs there are.
+    pub fn units(&self) -> &Units {
+        &self.units
+    }
+
+    /// The neutral address of the first chunk's first byte.
+    pub fn neutral_base(&self) -> usize {
+        self.geometry.window.base
+    }
+
+    /// The sizes of a unit and its regions.
+    pub fn sizes(&self) -> &UnitSizes {
+        &self.geometry.sizes
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The backing.
+    pub fn backing(&self) -> &B {
+        &self.backing
+    }
+
+    /// Sets the hook that is told of every event, or none.
+    pub fn set_event_hook(&self, hook: Option<&'static dyn EventHook>) {
+        self.state.lock().hook = hook;
+    }
+
+    /// Serves a request: returns the neutral address of an area, which is zero on every materialised CPU unless
+    /// [`AllocFlags::NO_ZERO`] was given.
+    ///
+    /// # Errors
+    /// [`AllocError`]; nothing has changed then.
+    pub fn allocate(&self, request: &Request) -> Result<usize, AllocError> {
+        let result = self
+            .check(request)
+            .and_then(|(granules, align)| self.serve(request, granules, align));
+        if let Err(error) = result {
+            self.refuse(request, error);
+        }
+        if self.policy.upkeep == UpkeepBy::Callers
+            && !request
+                .flags
+                .intersects(AllocFlags::ATOMIC | AllocFlags::TRY)
+        {
+            self.upkeep_if_due();
+        }
+        result
+    }
+
+    /// Takes back an area of the dynamic regions, by the neutral address that [`allocate`](Self::allocate) returned.
+    ///
+    /// # Errors
+    /// [`FreeError`] says what `address` is instead; nothing has changed then.
+    pub fn free(&self, address: usize) -> Result<(), FreeError> {
+        self.free_with(address, FreeFlags::empty())
+    }
+
+    /// [`free`](Self::free) with flags: from atomic context, or an area of the reserved region.
+    ///
+    /// # Errors
+    /// As [`free`](Self::free).
+    pub fn free_with(&self, address: usize, flags: FreeFlags) -> Result<(), FreeError> {
+        self.take_back(address, flags)?;
+        if self.policy.upkeep == UpkeepBy::Callers
+            && !flags.intersects(FreeFlags::ATOMIC | FreeFlags::TRY)
+        {
+            self.upkeep_if_due();
+        }
+        Ok(())
+    }
+
+    /// `cpu`'s address for a neutral one: one addition.
+    ///
+    /// # Errors
+    /// [`CpuError`] if `cpu` is not possible.
+    #[inline]
+    pub fn per_cpu_address(&self, neutral: usize, cpu: CpuId) -> Result<usize, CpuError> {
+        match self.units.offset(cpu) {
+            Some(offset) => Ok(neutral.wrapping_add(offset)),
+            None => Err(CpuError::NotPossible {
+                cpu,
+                nr_cpu_ids: self.units.nr_cpu_ids(),
+            }),
+        }
+    }
+
+    /// The request in granules: (length, alignment).
+    fn check(&self, request: &Request) -> Result<(u32, u32), AllocError> {
+        let (bytes, align) = (request.bytes, request.align);
+        if bytes == 0 {
+            return Err(AllocError::ZeroSize);
+        }
+        if bytes > self.geometry.max_alloc_bytes {
+            return Err(AllocError::TooLarge {
+                bytes,
+                limit_bytes: self.geometry.max_alloc_bytes,
+            });
+        }
+        if !align.is_power_of_two() {
+            return Err(AllocError::AlignNotPowerOfTwo { align });
+        }
+        if align > self.geometry.max_align_bytes {
+            return Err(AllocError::AlignTooLarge {
+                align,
+                limit: self.geometry.max_align_bytes,
+            });
+        }
+        let unknown = request.flags.bits() & !AllocFlags::all().bits();
+        if unknown != 0 {
+            return Err(AllocError::UnknownFlags { bits: unknown });
+        }
+        Ok((
+            bytes.div_ceil(GRANULE_BYTES) as u32,
+            align.div_ceil(GRANULE_BYTES) as u32,
+        ))
+    }
+
+    fn lock(&self, may_try_only: bool) -> Option<MutexGuard<'_, R, State>> {
+        if may_try_only {
+            self.state.try_lock()
+        } else {
+            Some(self.state.lock())
+        }
+    }
+
+    fn serve(&self, request: &Request, granules: u32, align: u32) -> Result<usize, AllocError> {
+        let context = request.context();
+        let mut has_reclaimed = false;
+        loop {
+            let mut state = self
+                .lock(request.flags.contains(AllocFlags::TRY))
+                .ok_or(AllocError::Busy)?;
+            let Some(placed) = state.place(request.flags, granules, align) else {
+                if request.flags.contains(AllocFlags::RESERVED) {
+                    let free_bytes = state.reserved_free_bytes();
+                    return Err(AllocError::ReservedExhausted {
+                        bytes: request.bytes,
+                        free_bytes,
+                    });
+                }
+                if request.flags.contains(AllocFlags::TRY) {
+                    return Err(AllocError::Busy);
+                }
+                if context == Context::Atomic {
+                    state.stats.spare_shortfalls += 1;
+                }
+                drop(state);
+                self.make_chunk(context).map_err(AllocError::from)?;
+                continue;
+            };
+            if !placed.claimed.is_empty() {
+                if request.flags.contains(AllocFlags::TRY) {
+                    // Populating would need the lock a second time.
+                    state.undo(&placed);
+                    return Err(AllocError::Busy);
+                }
+                let batch = state.begin_populating();
+                drop(state);
+                let populated = self.populate_claimed(&placed, batch, context);
+                state = self.state.lock();
+                state.end_populating(batch);
+                if let Err(error) = populated {
+                    state.undo(&placed);
+                    self.note_due(&state);
+                    drop(state);
+                    // Pages that nobody uses may still hold memory: give it back, then try once more.
+                    if context == Context::MaySleep && !has_reclaimed && self.give_back(0) > 0 {
+                        has_reclaimed = true;
+                        continue;
+                    }
+                    return Err(error.into());
+                }
+                // Zero only if all its runs were: see `populate_claimed`.
+                let content = populated.unwrap_or(Contents::Dirty);
+                state.edit(placed.chunk, |body| {
+                    body.populated(placed.area.clone(), placed.claimed, content)
+                });
+            }
+            let (dirty_granules, offset) = state.edit(placed.chunk, |body| {
+                (
+                    body.hand_out(placed.area.clone()),
+                    body.byte_offset(placed.area.start),
+                )
+            });
+            state.count_alloc(request.bytes, granules as usize * GRANULE_BYTES);
+            self.note_due(&state);
+            let hook = state.hook;
+            drop(state);
+
+            let address = self.neutral(placed.place).wrapping_add(offset);
+            if !request.flags.contains(AllocFlags::NO_ZERO) && !dirty_granules.is_empty() {
+                let skip = (dirty_granules.start - placed.area.start) as usize * GRANULE_BYTES;
+                self.zero(address + skip, dirty_granules.len() * GRANULE_BYTES);
+            }
+            if let Some(hook) = hook {
+                hook.event(&Event::Alloc {
+                    address,
+                    bytes: request.bytes,
+                    align: request.align,
+                    flags: request.flags,
+                    owner: request.owner,
+                    at: (placed.place, offset),
+                });
+            }
+            return Ok(address);
+        }
+    }
+
+    /// Populates the claimed pages of a placed area, all of them or none. Called without the lock.
+    fn populate_claimed(
+        &self,
+        placed: &Placed,
+        batch: Batch,
+        context: Context,
+    ) -> Result<Contents, BackingError> {
+        let span = |pages: Range<u32>| {
+            self.span(placed.place, pages, Cpus::Set(&self.units.populated_for))
+        };
+        let mut content = Contents::Zeroed;
+        for run in placed.claimed_pages() {
+            match self.backing.populate(span(run.clone()), context) {
+                Ok(Contents::Zeroed) => {}
+                Ok(Contents::Dirty) => content = Contents::Dirty,
+                Err(error) => {
+                    for done in placed.claimed_pages().take_while(|done| *done != run) {
+                        // SAFETY: populated a moment ago; the pages are claimed and the area was not handed out.
+                        unsafe { self.backing.depopulate(span(done)) };
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        if content == Contents::Dirty && batch.during_bring_up {
+            // Handing out zeroes materialised CPUs only: the one on its way would keep what the pages hold.
+            for run in placed.claimed_pages() {
+                span(run).areas().for_each(zero_area);
+            }
+            content = Contents::Zeroed;
+        }
+        Ok(content)
+    }
+
+    /// Neighbouring pages of the chunk at `place`, on `cpus`. Pages are those of the unit.
+    fn span<'a>(&'a self, place: u32, pages: Range<u32>, cpus: Cpus<'a>) -> PageSpan<'a> {
+        let page_bytes = self.geometry.sizes.page_bytes();
+        let len = pages.end - pages.start;
+        PageSpan {
+            chunk: place,
+            first_page: pages.start,
+            pages: len,
+            neutral: self
+                .neutral(place)
+                .wrapping_add(pages.start as usize * page_bytes),
+            bytes: len as usize * page_bytes,
+            cpus,
+            units: &self.units,
+        }
+    }
+
+    fn space(&self, place: u32) -> ChunkSpace<'_> {
+        ChunkSpace {
+            chunk: place,
+            neutral: self.neutral(place),
+            unit_bytes: self.geometry.sizes.unit_bytes(),
+            units: &self.units,
+        }
+    }
+
+    /// Neutral address of the chunk at `place`.
+    fn neutral(&self, place: u32) -> usize {
+        self.geometry
+            .window
+            .base
+            .wrapping_add(place as usize * self.geometry.window.pitch_bytes)
+    }
+
+    /// Zeroes `bytes` from the neutral address `from` on every materialised CPU.
+    fn zero(&self, from: usize, bytes: usize) {
+        for cpu in self.units.materialised().iter() {
+            if let Ok(address) = self.per_cpu_address(from, cpu) {
+                // SAFETY: the range lies in an area that has just been taken, whose pages are populated on this CPU;
+                // nobody else uses it.
+                unsafe {
+                    core::ptr::with_exposed_provenance_mut::<u8>(address).write_bytes(0, bytes)
+                };
+            }
+        }
+    }
+
+    /// Makes a chunk and puts it on the list of spare ones. Called without the lock.
+    fn make_chunk(&self, context: Context) -> Result<(), BackingError> {
+        let place = {
+            let mut state = self.state.lock();
+            let place = state
+                .directory
+                .vacant()
+                .ok_or(BackingError::OutOfAddressSpace)?;
+            state.directory.put(place, Place::Busy);
+            place
+        };
+        match self.make_chunk_at(place, context) {
+            Ok(chunk) => {
+                let mut state = self.state.lock();
+                state.add_chunk(chunk, place);
+                state.count_chunk_created(self.geometry.chunk.block.size());
+                self.note_due(&state);
+                let hook = state.hook;
+                drop(state);
+                if let Some(hook) = hook {
+                    hook.event(&Event::ChunkCreated {
+                        place,
+                        address: self.neutral(place),
+                    });
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.state.lock().directory.put(place, Place::Vacant);
+                Err(error)
+            }
+        }
+    }
+
+    fn make_chunk_at(&self, place: u32, context: Context) -> Result<NonNull<Chunk>, BackingError> {
+        let layout = &self.geometry.chunk;
+        let block = self.backing.allocate_metadata(layout.block, context)?;
+        if let Err(error) = self.backing.reserve(self.space(place), context) {
+            // SAFETY: allocated above with this layout, not used yet.
+            unsafe { self.backing.free_metadata(block, layout.block) };
+            return Err(error);
+        }
+        let granules = (self.geometry.sizes.unit_bytes() / GRANULE_BYTES) as u32;
+        // SAFETY: the block was allocated with this layout, which is for all pages of a unit.
+        Ok(unsafe { Chunk::new(block, layout, place, Nature::Mapped, 0..granules) })
+    }
+
+    fn take_back(&self, address: usize, flags: FreeFlags) -> Result<(), FreeError> {
+        let (place, offset) = self.locate(address).ok_or(FreeError::Foreign { address })?;
+        let is_reserved = place == 0 && self.geometry.regions.reserved.contains(&offset);
+        if place == 0 && offset < self.geometry.regions.reserved.start {
+            return Err(FreeError::Static { address });
+        }
+        if is_reserved != flags.contains(FreeFlags::RESERVED) {
+            return Err(match is_reserved {
+                true => FreeError::Reserved { address },
+                false => FreeError::NotReserved { address },
+            });
+        }
+        if place == 0 && offset >= self.geometry.regions.dynamic.end {
+            return Err(FreeError::Foreign { address });
+        }
+        if !offset.is_multiple_of(GRANULE_BYTES) {
+            return Err(FreeError::Misaligned { address });
+        }
+        let mut state = self
+            .lock(flags.contains(FreeFlags::TRY))
+            .ok_or(FreeError::Busy)?;
+        let chunk = match (is_reserved, state.directory.get(place)) {
+            (true, _) => state.reserved.ok_or(FreeError::Foreign { address })?,
+            (false, Place::Chunk(chunk)) => chunk,
+            (false, Place::Vacant | Place::Busy) => {
+                return Err(FreeError::NotAllocated { address });
+            }
+        };
+        let area = state
+            .release(chunk, offset)
+            .map_err(|no_area| match no_area {
+                None => FreeError::NotAllocated { address },
+                Some(start) => FreeError::Interior {
+                    address,
+                    start: address - (offset - start),
+                },
+            })?;
+        state.count_free(area.len() * GRANULE_BYTES);
+        if let Some(hook) = state.hook {
+            hook.event(&Event::Free {
+                address,
+                at: (place, offset),
+            });
+        }
+        self.note_due(&state);
+        Ok(())
+    }
+
+    /// Place of the chunk and offset in its unit of a neutral address, if it lies in a unit of the window.
+    fn locate(&self, address: usize) -> Option<(u32, usize)> {
+        let window = &self.geometry.window;
+        let from_base = address.wrapping_sub(window.base);
+        let (place, offset) = match self.geometry.pitch_shift {
+            Some(shift) => (from_base >> shift, from_base & (window.pitch_bytes - 1)),
+            None => (
+                from_base / window.pitch_bytes,
+                from_base % window.pitch_bytes,
+            ),
+        };
+        (place < window.chunks as usize && offset < self.geometry.sizes.unit_bytes())
+            .then_some((place as u32, offset))
+    }
+
+    fn refuse(&self, request: &Request, error: AllocError) {
+        // From a context that must not wait for the lock, the count is given up rather than the caller held up.
+        let Some(mut state) = self.lock(request.flags.contains(AllocFlags::TRY)) else {
+            return;
+        };
+        state.stats.failures += 1;
+        if request.flags.contains(AllocFlags::ATOMIC) {
+            state.stats.atomic_failures += 1;
+        }
+        let hook = state.hook;
+        drop(state);
+        if let Some(hook) = hook {
+            let Request {
+                bytes,
+                align,
+                flags,
+                owner,
+            } = *request;
+            hook.event(&Event::Failure {
+                bytes,
+                align,
+                flags,
+                owner,
+                error,
+            });
+        }
+    }
+}
+
+/// Zeroes memory that a backing has just populated.
+fn zero_area(area: CpuArea) {
+    // SAFETY: callers pass areas of spans that they have populated and that are not handed out yet.
+    unsafe {
+        core::ptr::with_exposed_provenance_mut::<u8>(area.address).write_bytes(0, area.bytes)
+    };
+}
+
+impl<B: Backing, R: RawMutex> Drop for PerCpuAllocator<B, R> {
+    fn drop(&mut self) {
+        while let Some((place, chunk)) = self.state.get_mut().remove_any_chunk() {
+            self.destroy(place, chunk);
+        }
+        let (block, layout) = self.geometry.tables;
+        // SAFETY: allocated in `new` with this layout; the state that used it is gone, the units are not used any more.
+        unsafe { self.backing.free_metadata(block, layout) };
+    }
+}

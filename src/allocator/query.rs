@@ -1,0 +1,158 @@
+//! Questions about an instance: what an address is, what the counters say, what lies where.
+
+use core::ptr::NonNull;
+
+use lock_api::RawMutex;
+
+use super::PerCpuAllocator;
+use super::state::State;
+use crate::backing::Backing;
+use crate::chunk::Chunk;
+use crate::stats::{ChunkKind, ChunkStats, MapItem, Stats, visit_map};
+use crate::unit::CpuId;
+
+/// A region of the per-CPU memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Region {
+    /// Static variables of the kernel or program.
+    Static,
+    /// The reserved region: static variables of modules.
+    Reserved,
+    /// Dynamic allocations, of the first chunk or a later one.
+    Dynamic,
+}
+
+/// What an address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AddressInfo {
+    /// The CPU whose copy it is; `None` for a neutral address.
+    pub cpu: Option<CpuId>,
+    /// The neutral address of the same variable.
+    pub neutral: usize,
+    /// Place of the chunk in the window, 0 being the first chunk.
+    pub place: u32,
+    /// Offset in the unit, in bytes.
+    pub offset_bytes: usize,
+    /// The region that it lies in.
+    pub region: Region,
+}
+
+impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
+    /// What `address` is: a neutral address or some CPU's copy of one, static, a module's or dynamic. `None` if it is
+    /// no per-CPU address of this instance. Whether an area lives there is not asked.
+    ///
+    /// Cost: one comparison per possible CPU.
+    pub fn address_info(&self, address: usize) -> Option<AddressInfo> {
+        self.neutral_info(address, None).or_else(|| {
+            self.units.possible().iter().find_map(|cpu| {
+                let neutral = address.wrapping_sub(self.units.offset(cpu)?);
+                self.neutral_info(neutral, Some(cpu))
+            })
+        })
+    }
+
+    /// Whether `address` is some CPU's copy of a static variable, and whose.
+    pub fn is_static_address(&self, address: usize) -> Option<CpuId> {
+        self.address_info(address)
+            .filter(|info| info.region == Region::Static)?
+            .cpu
+    }
+
+    /// Whether `address` is some CPU's copy of a module's variable, and whose.
+    pub fn is_module_address(&self, address: usize) -> Option<CpuId> {
+        self.address_info(address)
+            .filter(|info| info.region == Region::Reserved)?
+            .cpu
+    }
+
+    /// The physical address behind one CPU's copy, if the backing can tell.
+    pub fn physical_address(&self, address: usize) -> Option<u64> {
+        self.address_info(address)?.cpu?;
+        self.backing.physical_address(address)
+    }
+
+    fn neutral_info(&self, neutral: usize, cpu: Option<CpuId>) -> Option<AddressInfo> {
+        let (place, offset_bytes) = self.locate(neutral)?;
+        let regions = &self.geometry.regions;
+        let region = match place {
+            0 if offset_bytes < regions.reserved.start => Region::Static,
+            0 if offset_bytes < regions.dynamic.start => Region::Reserved,
+            0 if offset_bytes >= regions.dynamic.end => return None,
+            _ => Region::Dynamic,
+        };
+        Some(AddressInfo {
+            cpu,
+            neutral,
+            place,
+            offset_bytes,
+            region,
+        })
+    }
+
+    /// The size of the area at a neutral address, rounded up to the grain, in bytes; `None` if none starts there.
+    pub fn area_bytes(&self, neutral: usize) -> Option<usize> {
+        let (place, offset) = self.locate(neutral)?;
+        let state = self.state.lock();
+        let (chunk, _, _) = self.chunks(&state).find(|(_, at, kind)| {
+            *at == place
+                && (*kind == ChunkKind::FirstReserved) == self.is_in_reserved(place, offset)
+        })?;
+        let body = state.body(chunk);
+        if offset < body.byte_offset(0) {
+            return None;
+        }
+        let area = body.map.area_at(body.granule(offset)).ok()?;
+        Some(body.byte_offset(area.end) - body.byte_offset(area.start))
+    }
+
+    fn is_in_reserved(&self, place: u32, offset: usize) -> bool {
+        place == 0 && self.geometry.regions.reserved.contains(&offset)
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> Stats {
+        self.state.lock().stats
+    }
+
+    /// Reports the figures of every chunk, in order of their places. The lock is held meanwhile: `visit` must not call
+    /// the instance.
+    pub fn visit_chunks(&self, mut visit: impl FnMut(&ChunkStats)) {
+        let state = self.state.lock();
+        for (chunk, place, kind) in self.chunks(&state) {
+            visit(&ChunkStats::of(place, kind, state.body(chunk)));
+        }
+    }
+
+    /// Reports what lies in every chunk: its areas, its free runs, its populated pages. The lock is held meanwhile:
+    /// `visit` must not call the instance.
+    pub fn visit_map(&self, mut visit: impl FnMut(u32, MapItem)) {
+        let state = self.state.lock();
+        for (chunk, place, _) in self.chunks(&state) {
+            visit_map(
+                state.body(chunk),
+                self.geometry.sizes.page_bytes(),
+                &mut |item| visit(place, item),
+            );
+        }
+    }
+
+    fn chunks<'a>(
+        &self,
+        state: &'a State,
+    ) -> impl Iterator<Item = (NonNull<Chunk>, u32, ChunkKind)> + 'a {
+        let reserved = state
+            .reserved
+            .map(|chunk| (chunk, 0, ChunkKind::FirstReserved));
+        reserved
+            .into_iter()
+            .chain(state.directory.chunks().map(|(place, chunk)| {
+                let kind = if place == 0 {
+                    ChunkKind::FirstDynamic
+                } else {
+                    ChunkKind::Dynamic
+                };
+                (chunk, place, kind)
+            }))
+    }
+}

@@ -1,0 +1,365 @@
+//! What the allocator's lock guards: the directory of chunks, the lists of spare and drainable chunks, the counters.
+//!
+//! Whoever has a `&mut State` holds the lock. Bodies of chunks are changed through [`State::edit`] only, which keeps
+//! the sums, the lists and the directory in step with them.
+
+use core::ops::Range;
+use core::ptr::NonNull;
+
+use intrusive_collections::{LinkedList, UnsafeRef};
+
+use crate::chunk::area_map::NoArea;
+use crate::chunk::{Body, Chunk, ChunkAdapter, Counts, Membership, PageMask};
+use crate::directory::{Directory, Place};
+use crate::request::AllocFlags;
+use crate::stats::{EventHook, Stats};
+use crate::unit::{GRANULE_BYTES, UnitSizes};
+
+/// Chunks whose holes may be too badly aligned before a search settles for a run that fits anywhere; see
+/// `MISALIGNED_PAGES` of the area map.
+const MISALIGNED_CHUNKS: u32 = 4;
+
+/// An area that has been taken, not handed out yet.
+#[derive(Debug)]
+pub(super) struct Placed {
+    pub(super) chunk: NonNull<Chunk>,
+    pub(super) place: u32,
+    /// Granules of the chunk's map.
+    pub(super) area: Range<u32>,
+    /// Those of its pages that must be populated first.
+    pub(super) claimed: PageMask,
+    /// Page of the unit that the area starts in.
+    first_page: u32,
+}
+
+impl Placed {
+    /// The claimed pages, as runs of pages of the unit.
+    pub(super) fn claimed_pages(&self) -> impl Iterator<Item = Range<u32>> + use<> {
+        self.claimed.runs(self.first_page)
+    }
+}
+
+/// Calls that populate pages and began in the same phase of bringing up CPUs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Batch {
+    phase: usize,
+    pub(super) during_bring_up: bool,
+}
+
+/// What changes about an instance.
+pub(super) struct State {
+    pub(super) directory: Directory,
+    /// The chunk of the reserved region.
+    pub(super) reserved: Option<NonNull<Chunk>>,
+    spare: LinkedList<ChunkAdapter>,
+    drain: LinkedList<ChunkAdapter>,
+    pub(super) stats: Stats,
+    pub(super) hook: Option<&'static dyn EventHook>,
+    /// Spare chunks that atomic requests have taken since the last upkeep.
+    pub(super) spares_taken: u32,
+    /// The last attempt to prepare a spare chunk failed: not to be tried again at once.
+    pub(super) spare_failed: bool,
+    /// Areas freed since memory was last given back.
+    pub(super) frees_since: u32,
+    /// A CPU is being brought up: no page may lose its memory meanwhile.
+    pub(super) bring_up: bool,
+    /// Populating calls under way, by phase.
+    populating: [u32; 2],
+    phase: usize,
+}
+
+impl State {
+    pub(super) fn new(directory: Directory, sizes: &UnitSizes, spare_target: u32) -> Self {
+        let stats = Stats {
+            unit_bytes: sizes.unit_bytes(),
+            static_bytes: sizes.static_bytes(),
+            reserved_bytes: sizes.reserved_bytes(),
+            dyn_bytes: sizes.dyn_bytes(),
+            atom_bytes: sizes.atom_bytes(),
+            alloc_bytes: sizes.alloc_bytes(),
+            spare_target,
+            ..Stats::default()
+        };
+        Self {
+            directory,
+            reserved: None,
+            spare: LinkedList::new(ChunkAdapter::new()),
+            drain: LinkedList::new(ChunkAdapter::new()),
+            stats,
+            hook: None,
+            spares_taken: 0,
+            spare_failed: false,
+            frees_since: 0,
+            bring_up: false,
+            populating: [0; 2],
+            phase: 0,
+        }
+    }
+
+    /// Takes an area for a request, from the reserved region or from the lowest chunk that has room, a spare chunk
+    /// at the last.
+    pub(super) fn place(&mut self, flags: AllocFlags, granules: u32, align: u32) -> Option<Placed> {
+        if flags.contains(AllocFlags::RESERVED) {
+            return self.take(self.reserved?, granules, align);
+        }
+        let mut from = 0;
+        for _ in 0..MISALIGNED_CHUNKS {
+            let Some(place) = self.directory.find(granules, from) else {
+                break;
+            };
+            if let Some(placed) = self.take_at(place, granules, align) {
+                return Some(placed);
+            }
+            from = place + 1;
+        }
+        // The lowest chunk with room whatever the alignment.
+        if let Some(place) = self.directory.find(granules + align - 1, 0) {
+            return self.take_at(place, granules, align);
+        }
+        let lowest_spare = self.spare.iter().map(|chunk| chunk.place).min()?;
+        let placed = self.take_at(lowest_spare, granules, align);
+        if placed.is_some() && flags.contains(AllocFlags::ATOMIC) {
+            self.spares_taken += 1;
+        }
+        placed
+    }
+
+    fn take_at(&mut self, place: u32, granules: u32, align: u32) -> Option<Placed> {
+        match self.directory.get(place) {
+            Place::Chunk(chunk) => self.take(chunk, granules, align),
+            Place::Vacant | Place::Busy => None,
+        }
+    }
+
+    fn take(&mut self, chunk: NonNull<Chunk>, granules: u32, align: u32) -> Option<Placed> {
+        // SAFETY: chunks in the directory are valid until they are removed from it.
+        let place = unsafe { chunk.as_ref() }.place;
+        self.edit(chunk, |body| {
+            let (area, claimed) = body.take(granules, align)?;
+            let first_page = body.unit_page(body.map.pages_of(area.clone()).start);
+            Some(Placed {
+                chunk,
+                place,
+                area,
+                claimed,
+                first_page,
+            })
+        })
+    }
+
+    /// Undoes [`place`](Self::place).
+    pub(super) fn undo(&mut self, placed: &Placed) {
+        self.edit(placed.chunk, |body| {
+            body.undo_take(placed.area.clone(), placed.claimed)
+        });
+    }
+
+    /// Frees the area at `offset` bytes into the unit; otherwise says which area's offset it lies in, if any.
+    pub(super) fn release(
+        &mut self,
+        chunk: NonNull<Chunk>,
+        offset: usize,
+    ) -> Result<Range<u32>, Option<usize>> {
+        self.edit(chunk, |body| {
+            body.release(body.granule(offset))
+                .map_err(|no_area| match no_area {
+                    NoArea::Free => None,
+                    NoArea::Interior(start) => Some(body.byte_offset(start)),
+                })
+        })
+    }
+
+    /// Changes the body of a chunk; afterwards the sums, the chunk's list and its entry in the directory are right.
+    pub(super) fn edit<T>(
+        &mut self,
+        chunk: NonNull<Chunk>,
+        change: impl FnOnce(&mut Body) -> T,
+    ) -> T {
+        // SAFETY: chunks in the directory are valid until they are removed from it, and `self` stands for the lock, so
+        // that this is the only reference to the body.
+        let (shared, body) = unsafe { (chunk.as_ref(), &mut *chunk.as_ref().body()) };
+        let before = body.counts;
+        let result = change(body);
+        let (after, longest, was, belongs) = (
+            body.counts,
+            body.map.longest(),
+            body.membership,
+            body.belongs(),
+        );
+        body.membership = belongs;
+        self.add_up(before, after);
+        if was != belongs {
+            self.leave(shared, was);
+            // SAFETY: the chunk stays valid until it is removed from the directory, which takes it off its list.
+            let entry = unsafe { UnsafeRef::from_raw(chunk.as_ptr()) };
+            match belongs {
+                Membership::None => {}
+                Membership::Spare => self.spare.push_back(entry),
+                Membership::Drain => self.drain.push_back(entry),
+            }
+            self.stats.spare_chunks += u32::from(belongs == Membership::Spare);
+        }
+        if self.reserved != Some(chunk) {
+            self.directory.set_longest(
+                shared.place,
+                if belongs == Membership::Spare {
+                    0
+                } else {
+                    longest
+                },
+            );
+        }
+        result
+    }
+
+    /// Looks at the body of a chunk.
+    pub(super) fn body(&self, chunk: NonNull<Chunk>) -> &Body {
+        // SAFETY: as in `edit`; a shared borrow of the state allows shared references only.
+        unsafe { &*chunk.as_ref().body() }
+    }
+
+    fn leave(&mut self, chunk: &Chunk, list: Membership) {
+        let list = match list {
+            Membership::None => return,
+            Membership::Spare => {
+                self.stats.spare_chunks -= 1;
+                &mut self.spare
+            }
+            Membership::Drain => &mut self.drain,
+        };
+        // SAFETY: the membership says that the chunk is on this list.
+        unsafe { list.cursor_mut_from_ptr(chunk) }.remove();
+    }
+
+    fn add_up(&mut self, before: Counts, after: Counts) {
+        let stats = &mut self.stats;
+        let (gained, lost) = (
+            u64::from(after.populated.saturating_sub(before.populated)),
+            u64::from(before.populated.saturating_sub(after.populated)),
+        );
+        stats.pages_populated += gained;
+        stats.pages_depopulated += lost;
+        stats.populated_pages = stats.populated_pages + gained - lost;
+        stats.populated_peak_pages = stats.populated_peak_pages.max(stats.populated_pages);
+        stats.empty_pages = stats.empty_pages + u64::from(after.empty) - u64::from(before.empty);
+    }
+
+    /// Enters a chunk that has been made.
+    pub(super) fn add_chunk(&mut self, chunk: NonNull<Chunk>, place: u32) {
+        self.directory.put(place, Place::Chunk(chunk));
+        self.stats.chunks += 1;
+        self.stats.chunks_peak = self.stats.chunks_peak.max(self.stats.chunks);
+        self.spare_failed = false;
+        self.edit(chunk, |_| ());
+    }
+
+    /// Takes a chunk out that has been emptied; its place stays busy.
+    pub(super) fn remove_chunk(&mut self, chunk: NonNull<Chunk>) -> u32 {
+        // SAFETY: as in `edit`.
+        let (shared, body) = unsafe { (chunk.as_ref(), &mut *chunk.as_ref().body()) };
+        let membership = core::mem::replace(&mut body.membership, Membership::None);
+        self.leave(shared, membership);
+        self.directory.put(shared.place, Place::Busy);
+        self.directory.set_longest(shared.place, 0);
+        self.stats.chunks -= 1;
+        shared.place
+    }
+
+    /// A spare chunk that can be destroyed: the highest one.
+    pub(super) fn highest_spare(&self) -> Option<NonNull<Chunk>> {
+        self.spare
+            .iter()
+            .max_by_key(|chunk| chunk.place)
+            .map(NonNull::from)
+    }
+
+    /// A chunk with populated pages that no area touches.
+    pub(super) fn drainable(&self) -> Option<NonNull<Chunk>> {
+        self.drain.back().get().map(NonNull::from)
+    }
+
+    /// For the end of an instance: takes any chunk out, the reserved one too.
+    pub(super) fn remove_any_chunk(&mut self) -> Option<(u32, NonNull<Chunk>)> {
+        if let Some(reserved) = self.reserved.take() {
+            return Some((0, reserved));
+        }
+        let (_, chunk) = self.directory.chunks().next()?;
+        Some((self.remove_chunk(chunk), chunk))
+    }
+
+    pub(super) fn reserved_free_bytes(&self) -> usize {
+        self.reserved.map_or(0, |chunk| {
+            self.body(chunk).map.free_granules() as usize * GRANULE_BYTES
+        })
+    }
+
+    /// Notes that pages are about to be populated without the lock.
+    pub(super) fn begin_populating(&mut self) -> Batch {
+        self.populating[self.phase] += 1;
+        Batch {
+            phase: self.phase,
+            during_bring_up: self.bring_up,
+        }
+    }
+
+    /// Notes the end of that.
+    pub(super) fn end_populating(&mut self, batch: Batch) {
+        self.populating[batch.phase] -= 1;
+    }
+
+    /// Starts a new phase: populating calls that begin from now on see what was changed before.
+    pub(super) fn next_phase(&mut self) {
+        self.phase = 1 - self.phase;
+    }
+
+    /// Whether calls of the phase before this one are still under way.
+    pub(super) fn is_old_phase_busy(&self) -> bool {
+        self.populating[1 - self.phase] > 0
+    }
+
+    pub(super) fn count_first_chunk(&mut self, populated_pages: u64) {
+        self.stats.populated_pages = populated_pages;
+        self.stats.populated_peak_pages = populated_pages;
+    }
+
+    pub(super) fn count_chunk_created(&mut self, metadata_bytes: usize) {
+        self.stats.chunks_created += 1;
+        self.metadata_grew(metadata_bytes);
+    }
+
+    pub(super) fn metadata_grew(&mut self, bytes: usize) {
+        self.stats.metadata_bytes += bytes;
+        self.stats.metadata_peak_bytes = self
+            .stats
+            .metadata_peak_bytes
+            .max(self.stats.metadata_bytes);
+    }
+
+    /// Counts an area of `bytes` as asked for, `rounded_bytes` as taken.
+    pub(super) fn count_alloc(&mut self, bytes: usize, rounded_bytes: usize) {
+        let stats = &mut self.stats;
+        stats.allocs += 1;
+        stats.live += 1;
+        stats.live_peak = stats.live_peak.max(stats.live);
+        stats.live_bytes += rounded_bytes as u64;
+        stats.live_peak_bytes = stats.live_peak_bytes.max(stats.live_bytes);
+        stats.largest_bytes = stats.largest_bytes.max(bytes);
+        stats.smallest_bytes = if stats.smallest_bytes == 0 {
+            bytes
+        } else {
+            stats.smallest_bytes.min(bytes)
+        };
+        let class = Stats::size_class(rounded_bytes);
+        stats.sizes[class] += 1;
+        stats.live_sizes[class] += 1;
+    }
+
+    pub(super) fn count_free(&mut self, rounded_bytes: usize) {
+        self.frees_since = self.frees_since.saturating_add(1);
+        let stats = &mut self.stats;
+        stats.frees += 1;
+        stats.live -= 1;
+        stats.live_bytes -= rounded_bytes as u64;
+        stats.live_sizes[Stats::size_class(rounded_bytes)] -= 1;
+    }
+}

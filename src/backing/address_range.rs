@@ -1,0 +1,154 @@
+//! One range of a Linux process's address space that holds all units: a window for neutral addresses, which nothing
+//! can be read through, and above it a window per unit.
+//!
+//! ```text
+//!   | neutral window |  unit 0 window  |  unit 1 window  | ...
+//!   ^ base           ^ base + stride   ^ base + 2 * stride
+//! ```
+//! Memory comes to a page when it is first touched, and goes when it is given back. Huge pages are kept away: one touch
+//! would give memory to hundreds of pages.
+
+use std::io;
+use std::ptr::{self, NonNull};
+
+use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
+
+/// What can be done with a part of the range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Nothing: a touch is a fault.
+    None,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+/// The range; unmapped when dropped.
+#[derive(Debug)]
+pub(super) struct AddressRange {
+    base: NonNull<u8>,
+    bytes: usize,
+    stride_bytes: usize,
+    /// Units whose windows have been handed to a builder.
+    units_taken: usize,
+}
+
+// SAFETY: the range belongs to this value alone; what is done through it are system calls.
+unsafe impl Send for AddressRange {}
+// SAFETY: as above; shared use is limited to system calls on parts that the caller owns.
+unsafe impl Sync for AddressRange {}
+
+impl AddressRange {
+    /// Reserves a neutral window and `units` unit windows of `stride_bytes` each, all without access, at a multiple of
+    /// `align_bytes` (a power of two).
+    ///
+    /// # Errors
+    /// What the system says, or that the size overflows.
+    pub(super) fn reserve(
+        units: usize,
+        stride_bytes: usize,
+        align_bytes: usize,
+    ) -> io::Result<Self> {
+        let bytes = units
+            .checked_add(1)
+            .and_then(|windows| windows.checked_mul(stride_bytes));
+        let (Some(bytes), Some(padded)) = (
+            bytes,
+            bytes.and_then(|bytes| bytes.checked_add(align_bytes)),
+        ) else {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        };
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address that the system chooses touches nothing that exists.
+        let start =
+            unsafe { mm::mmap_anonymous(ptr::null_mut(), padded, ProtFlags::empty(), flags)? };
+        let head = start.addr().next_multiple_of(align_bytes) - start.addr();
+        // What lies before and behind the aligned range goes back. Not being able to would cost addresses only.
+        for (skip, len) in [(0, head), (head + bytes, align_bytes - head)] {
+            if len > 0 {
+                // SAFETY: a part of the mapping made above that nothing uses.
+                let _ = unsafe { mm::munmap(start.byte_add(skip), len) };
+            }
+        }
+        let base = NonNull::new(start.cast::<u8>().wrapping_add(head))
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        base.as_ptr().expose_provenance();
+        // Kernels without huge pages refuse it; nothing is lost then.
+        // SAFETY: the range is ours; the advice changes no contents.
+        let _ = unsafe { mm::madvise(base.as_ptr().cast(), bytes, Advice::LinuxNoHugepage) };
+        Ok(Self {
+            base,
+            bytes,
+            stride_bytes,
+            units_taken: 0,
+        })
+    }
+
+    /// Where the neutral window begins.
+    pub(super) fn neutral_base(&self) -> usize {
+        self.base.as_ptr().addr()
+    }
+
+    pub(super) fn stride_bytes(&self) -> usize {
+        self.stride_bytes
+    }
+
+    /// Address of the windows of the next `units` units, which are not handed out again until they are returned.
+    pub(super) fn take_units(&mut self, units: usize) -> Option<NonNull<u8>> {
+        let at = (self.units_taken + 1).checked_mul(self.stride_bytes)?;
+        let end = units.checked_mul(self.stride_bytes)?.checked_add(at)?;
+        if end > self.bytes {
+            return None;
+        }
+        self.units_taken += units;
+        // SAFETY: `at < end <= bytes`.
+        Some(unsafe { self.base.add(at) })
+    }
+
+    /// Hands all unit windows back, for another try of a builder.
+    pub(super) fn return_units(&mut self) {
+        self.units_taken = 0;
+    }
+
+    /// Sets what can be done with a part of the range.
+    ///
+    /// # Safety
+    /// The part lies in the range, and nothing uses it if its access is taken away.
+    pub(super) unsafe fn set_access(
+        &self,
+        address: usize,
+        bytes: usize,
+        access: Access,
+    ) -> io::Result<()> {
+        let flags = match access {
+            Access::None => MprotectFlags::empty(),
+            Access::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
+        };
+        // SAFETY: the promise of the caller.
+        Ok(unsafe { mm::mprotect(self.pointer(address), bytes, flags)? })
+    }
+
+    /// Gives the memory of whole pages back; they read as zero when touched again.
+    ///
+    /// # Safety
+    /// The pages lie in the range, and nothing needs what they hold.
+    pub(super) unsafe fn discard(&self, address: usize, bytes: usize) {
+        // SAFETY: the promise of the caller.
+        let done = unsafe { mm::madvise(self.pointer(address), bytes, Advice::LinuxDontNeed) };
+        // Only locked memory or a bad range is refused. What is promised is zero pages: keep it the slow way.
+        if done.is_err() {
+            // SAFETY: the promise of the caller; the pages are readable and writable, or were never touched.
+            unsafe { self.pointer(address).cast::<u8>().write_bytes(0, bytes) };
+        }
+    }
+
+    fn pointer(&self, address: usize) -> *mut core::ffi::c_void {
+        self.base.as_ptr().with_addr(address).cast()
+    }
+}
+
+impl Drop for AddressRange {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and whoever used it is gone. It cannot fail: the range is a whole mapping.
+        let _ = unsafe { mm::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}

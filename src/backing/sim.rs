@@ -1,0 +1,700 @@
+//! A simulated machine of any shape: any number of CPUs and nodes, any geometry, with real memory behind it, a record
+//! of the backing's calls, and faults on demand.
+//!
+//! What the tests and the trace tools run on is the allocator itself; only this backing differs. Memory that was given
+//! back stays with the simulated machine and is handed out dirty, like frames of a real one.
+
+use std::alloc::{GlobalAlloc, System};
+use std::boxed::Box;
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::ptr::NonNull;
+use std::vec;
+use std::vec::Vec;
+
+use core::alloc::Layout;
+
+use parking_lot::Mutex;
+
+use super::mmap::{Mmap, Placement};
+use super::{Backing, BackingError, ChunkSpace, Context, PageSpan, Window};
+use crate::allocator::{PerCpuAllocator, Policy};
+use crate::embed::{self, AreaRequest, EarlyMemory};
+use crate::page::{self, PageMemory};
+use crate::request::{CpuError, SetupError};
+use crate::unit::{
+    BuildError, Contents, CpuId, EvenNodes, FirstChunkKind, FirstChunkSpec, LayoutError, NodeId,
+    Template, UnitPlan, storage_words,
+};
+
+/// An allocator on a simulated machine.
+pub type SimAllocator = PerCpuAllocator<Sim, parking_lot::RawMutex>;
+
+/// Description of a simulated machine.
+///
+/// The default is the machine of the recorded traces: 256 KiB units with 212,992 bytes of static variables, 8 KiB
+/// reserved and 28 KiB dynamic in the first chunk.
+///
+/// ```
+/// use pcpu::backing::sim::Machine;
+/// let pcpu = Machine::new(64).nodes(4).build()?;
+/// assert_eq!(pcpu.units().possible().count(), 64);
+/// assert_eq!(pcpu.sizes().unit_bytes(), 256 << 10);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Machine {
+    cpus: u32,
+    nodes: u32,
+    spec: FirstChunkSpec,
+    kind: FirstChunkKind,
+    unit_bytes: usize,
+    chunks: u32,
+    online: u32,
+    policy: Policy,
+    sim: SimConfig,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct SimConfig {
+    contents: Contents,
+    checks: Checks,
+    reserve: Context,
+}
+
+/// Whether a simulated machine checks its caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Checks {
+    Off,
+    On,
+}
+
+impl Machine {
+    /// A machine of `cpus` CPUs on one node, all of them online.
+    pub fn new(cpus: u32) -> Self {
+        let spec = FirstChunkSpec {
+            static_bytes: 212_992,
+            reserved_bytes: 8192,
+            dyn_bytes: 28_672,
+            ..FirstChunkSpec::default()
+        };
+        Self {
+            cpus,
+            nodes: 1,
+            spec,
+            kind: FirstChunkKind::Embed,
+            unit_bytes: 256 << 10,
+            chunks: 4096,
+            online: cpus,
+            policy: Policy::default(),
+            sim: SimConfig {
+                contents: Contents::Zeroed,
+                checks: Checks::Off,
+                reserve: Context::Atomic,
+            },
+        }
+    }
+
+    /// Spreads the CPUs over so many nodes.
+    #[must_use]
+    pub fn nodes(self, nodes: u32) -> Self {
+        Self { nodes, ..self }
+    }
+
+    /// Sizes of the first chunk.
+    #[must_use]
+    pub fn spec(self, spec: FirstChunkSpec) -> Self {
+        Self { spec, ..self }
+    }
+
+    /// The builder of the first chunk. The page builder makes units as small as the sizes allow.
+    #[must_use]
+    pub fn first_chunk(self, kind: FirstChunkKind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// The size of a unit, in bytes.
+    #[must_use]
+    pub fn unit_bytes(self, unit_bytes: usize) -> Self {
+        Self { unit_bytes, ..self }
+    }
+
+    /// How many chunks the window holds, the first included.
+    #[must_use]
+    pub fn chunks(self, chunks: u32) -> Self {
+        Self { chunks, ..self }
+    }
+
+    /// How many CPUs are brought up at once; the others are possible only.
+    #[must_use]
+    pub fn online(self, online: u32) -> Self {
+        Self { online, ..self }
+    }
+
+    /// The allocator's policy.
+    #[must_use]
+    pub fn policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Fresh memory is dirty: the allocator has to zero all it hands out.
+    #[must_use]
+    pub fn dirty_memory(mut self) -> Self {
+        self.sim.contents = Contents::Dirty;
+        self
+    }
+
+    /// Making a chunk may sleep, so that atomic requests depend on spare ones. By default it never does.
+    #[must_use]
+    pub fn sleeping_reserve(mut self) -> Self {
+        self.sim.reserve = Context::MaySleep;
+        self
+    }
+
+    /// The backing checks that the allocator keeps its side of the contract, at some cost: pages are populated once and
+    /// given back once, chunks likewise, and memory given back is overwritten.
+    #[must_use]
+    pub fn checked(mut self) -> Self {
+        self.sim.checks = Checks::On;
+        self
+    }
+
+    /// Builds the first chunk and the allocator.
+    ///
+    /// # Errors
+    /// [`MachineError`] says which step failed.
+    pub fn build(&self) -> Result<SimAllocator, MachineError> {
+        self.build_with_faults(|_| false)
+    }
+
+    /// [`build`](Self::build) on a machine whose backing fails the calls for which `fails` (given the number of the
+    /// call, from 0) is true; see [`Sim::set_faults`].
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn build_with_faults(
+        &self,
+        fails: impl Fn(u64) -> bool + Send + 'static,
+    ) -> Result<SimAllocator, MachineError> {
+        let topology = EvenNodes::new(self.cpus, self.nodes)?;
+        let mut words = vec![0; storage_words(self.cpus)];
+        let mut offsets = vec![0; self.cpus as usize];
+        let plan = match self.kind {
+            FirstChunkKind::Embed => {
+                UnitPlan::exact(&self.spec, self.unit_bytes, &topology, &mut words)?
+            }
+            FirstChunkKind::Page => UnitPlan::page(&self.spec, &topology, &mut words)?,
+        };
+        let mut sim = Sim::new(&plan, self.chunks, self.sim).map_err(MachineError::AddressSpace)?;
+        sim.set_faults(fails);
+        let template = vec![0; plan.sizes().static_bytes()];
+        let template = Template {
+            bytes: &template,
+            base: sim.memory.neutral_base(),
+        };
+        let first_chunk = match self.kind {
+            FirstChunkKind::Embed => embed::build(plan, template, &mut offsets, &mut sim)?,
+            FirstChunkKind::Page => page::build(plan, template, &mut offsets, &mut sim)?,
+        };
+        // SAFETY: the first chunk lies in the memory of `sim`, which the allocator takes over.
+        let pcpu = unsafe { SimAllocator::new(sim, &first_chunk, self.policy)? };
+        for cpu in (0..self.online).map(CpuId::new) {
+            pcpu.bring_up(cpu)?;
+        }
+        Ok(pcpu)
+    }
+}
+
+/// Why a simulated machine could not be built.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum MachineError {
+    /// Its description makes no layout.
+    Layout(LayoutError),
+    /// The system grants no address space.
+    AddressSpace(io::Error),
+    /// The first chunk could not be built.
+    Build(BuildError<io::Error>),
+    /// The allocator could not be set up.
+    Setup(SetupError),
+    /// A CPU could not be brought up.
+    BringUp(CpuError),
+}
+
+impl From<LayoutError> for MachineError {
+    fn from(error: LayoutError) -> Self {
+        Self::Layout(error)
+    }
+}
+
+impl From<BuildError<io::Error>> for MachineError {
+    fn from(error: BuildError<io::Error>) -> Self {
+        Self::Build(error)
+    }
+}
+
+impl From<SetupError> for MachineError {
+    fn from(error: SetupError) -> Self {
+        Self::Setup(error)
+    }
+}
+
+impl From<CpuError> for MachineError {
+    fn from(error: CpuError) -> Self {
+        Self::BringUp(error)
+    }
+}
+
+impl fmt::Display for MachineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Layout(error) => error.fmt(f),
+            Self::AddressSpace(error) => write!(f, "no address space for the machine: {error}"),
+            Self::Build(error) => error.fmt(f),
+            Self::Setup(error) => error.fmt(f),
+            Self::BringUp(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for MachineError {}
+
+/// A call of the backing, as recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Call {
+    /// Metadata was allocated.
+    AllocateMetadata {
+        /// Its size.
+        bytes: usize,
+        /// Whether the call could sleep.
+        context: Context,
+    },
+    /// Metadata was freed.
+    FreeMetadata {
+        /// Its size.
+        bytes: usize,
+    },
+    /// A chunk was reserved.
+    Reserve {
+        /// Its place.
+        chunk: u32,
+        /// Whether the call could sleep.
+        context: Context,
+    },
+    /// A chunk was released.
+    Release {
+        /// Its place.
+        chunk: u32,
+    },
+    /// Pages were populated.
+    Populate {
+        /// The chunk's place.
+        chunk: u32,
+        /// The first page, counted in the unit.
+        first_page: u32,
+        /// How many pages.
+        pages: u32,
+        /// On which CPUs.
+        cpus: Vec<CpuId>,
+        /// Whether the call could sleep.
+        context: Context,
+    },
+    /// Pages were given back.
+    Depopulate {
+        /// The chunk's place.
+        chunk: u32,
+        /// The first page, counted in the unit.
+        first_page: u32,
+        /// How many pages.
+        pages: u32,
+        /// On which CPUs.
+        cpus: Vec<CpuId>,
+    },
+}
+
+/// Decides which calls fail.
+type Faults = Box<dyn Fn(u64) -> bool + Send>;
+
+/// The backing of a simulated machine.
+pub struct Sim {
+    memory: Mmap,
+    config: SimConfig,
+    state: Mutex<SimState>,
+}
+
+struct SimState {
+    fails: Faults,
+    /// Calls so far that may fail.
+    fallible_calls: u64,
+    log: Option<Vec<Call>>,
+    /// Pages that have held something, by chunk: a bit per page.
+    used: BTreeMap<u32, Vec<u64>>,
+    /// Blocks of metadata out, by address.
+    metadata: BTreeMap<usize, Layout>,
+    /// With checks on: chunks reserved, and the populated pages by (chunk, CPU).
+    reserved: BTreeSet<u32>,
+    populated: BTreeMap<(u32, u32), BTreeSet<u32>>,
+}
+
+impl fmt::Debug for Sim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sim")
+            .field("memory", &self.memory)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Sim {
+    fn new(plan: &UnitPlan<'_>, chunks: u32, config: SimConfig) -> io::Result<Self> {
+        Ok(Self {
+            memory: Mmap::reserve(plan, chunks, Placement::Any)?,
+            config,
+            state: Mutex::new(SimState {
+                fails: Box::new(|_| false),
+                fallible_calls: 0,
+                log: None,
+                used: BTreeMap::new(),
+                metadata: BTreeMap::new(),
+                reserved: BTreeSet::new(),
+                populated: BTreeMap::new(),
+            }),
+        })
+    }
+
+    /// From now on, the calls fail for which `fails` is true; it is given the number of the call, from 0, counting
+    /// those that can fail.
+    pub fn set_faults(&self, fails: impl Fn(u64) -> bool + Send + 'static) {
+        let mut state = self.state.lock();
+        state.fails = Box::new(fails);
+        state.fallible_calls = 0;
+    }
+
+    /// Calls that can fail, since the faults were set last.
+    pub fn fallible_calls(&self) -> u64 {
+        self.state.lock().fallible_calls
+    }
+
+    /// Starts recording calls, or starts anew.
+    pub fn record(&self) {
+        self.state.lock().log = Some(Vec::new());
+    }
+
+    /// The calls recorded since, or none if nothing is recorded.
+    pub fn recorded(&self) -> Vec<Call> {
+        self.state.lock().log.clone().unwrap_or_default()
+    }
+
+    /// Bytes of metadata that are out.
+    pub fn metadata_bytes(&self) -> usize {
+        self.state.lock().metadata.values().map(Layout::size).sum()
+    }
+
+    /// The populated pages of a chunk on a CPU, counted in the unit. Only a [checked](Machine::checked) machine knows.
+    pub fn populated_pages(&self, chunk: u32, cpu: CpuId) -> Vec<u32> {
+        let state = self.state.lock();
+        state
+            .populated
+            .get(&(chunk, cpu.get()))
+            .map(|pages| pages.iter().copied().collect())
+            .unwrap_or_default()
+    }
+
+    /// The chunks that are reserved, the first not included. Only a [checked](Machine::checked) machine knows.
+    pub fn reserved_chunks(&self) -> Vec<u32> {
+        self.state.lock().reserved.iter().copied().collect()
+    }
+
+    fn is_checked(&self) -> bool {
+        self.config.checks == Checks::On
+    }
+
+    /// Counts a call that can fail; whether it does.
+    fn fails(&self) -> bool {
+        let mut state = self.state.lock();
+        let number = state.fallible_calls;
+        state.fallible_calls += 1;
+        (state.fails)(number)
+    }
+
+    fn log(&self, call: impl FnOnce() -> Call) {
+        if let Some(log) = &mut self.state.lock().log {
+            log.push(call());
+        }
+    }
+
+    fn fill(span: PageSpan<'_>, byte: u8) {
+        for area in span.areas() {
+            // SAFETY: callers fill pages that belong to the backing at this moment.
+            unsafe {
+                std::ptr::with_exposed_provenance_mut::<u8>(area.address)
+                    .write_bytes(byte, area.bytes)
+            };
+        }
+    }
+}
+
+impl Drop for SimState {
+    fn drop(&mut self) {
+        // The allocator has given everything back by now; a panic on the way here has a better message.
+        if !std::thread::panicking() {
+            assert!(
+                self.metadata.is_empty(),
+                "metadata left: {:?}",
+                self.metadata
+            );
+            assert!(self.reserved.is_empty(), "chunks left: {:?}", self.reserved);
+        }
+    }
+}
+
+// SAFETY: all memory is that of `Mmap`.
+unsafe impl EarlyMemory for Sim {
+    type Error = io::Error;
+
+    fn unit_stride_bytes(&self, unit_bytes: usize) -> usize {
+        EarlyMemory::unit_stride_bytes(&self.memory, unit_bytes)
+    }
+
+    fn contents(&self) -> Contents {
+        EarlyMemory::contents(&self.memory)
+    }
+
+    fn vm_space_bytes(&self) -> usize {
+        self.memory.vm_space_bytes()
+    }
+
+    fn alloc_area(&mut self, request: AreaRequest) -> io::Result<NonNull<u8>> {
+        if self.fails() {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.memory.alloc_area(request)
+    }
+
+    unsafe fn free(&mut self, start: NonNull<u8>, bytes: usize) {
+        // SAFETY: the promise of the caller.
+        unsafe { self.memory.free(start, bytes) };
+    }
+}
+
+// SAFETY: all memory is that of `Mmap`.
+unsafe impl PageMemory for Sim {
+    type Error = io::Error;
+
+    fn page_bytes(&self) -> usize {
+        PageMemory::page_bytes(&self.memory)
+    }
+
+    fn unit_stride_bytes(&self, unit_bytes: usize) -> usize {
+        PageMemory::unit_stride_bytes(&self.memory, unit_bytes)
+    }
+
+    fn contents(&self) -> Contents {
+        PageMemory::contents(&self.memory)
+    }
+
+    fn reserve_window(&mut self, bytes: usize) -> io::Result<NonNull<u8>> {
+        if self.fails() {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.memory.reserve_window(bytes)
+    }
+
+    fn map_new_page(&mut self, node: NodeId, address: NonNull<u8>) -> io::Result<()> {
+        if self.fails() {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.memory.map_new_page(node, address)
+    }
+
+    unsafe fn unmap_page(&mut self, address: NonNull<u8>) {
+        // SAFETY: the promise of the caller.
+        unsafe { self.memory.unmap_page(address) };
+    }
+
+    unsafe fn release_window(&mut self, base: NonNull<u8>, bytes: usize) {
+        // SAFETY: the promise of the caller.
+        unsafe { self.memory.release_window(base, bytes) };
+    }
+}
+
+// SAFETY: address space is that of `Mmap`; pages read as zero until they are first given back, and are called dirty
+// from then on. Metadata comes from the system's allocator.
+unsafe impl Backing for Sim {
+    fn window(&self) -> Window {
+        self.memory.window()
+    }
+
+    fn allocate_metadata(
+        &self,
+        layout: Layout,
+        context: Context,
+    ) -> Result<NonNull<u8>, BackingError> {
+        if self.fails() {
+            return Err(BackingError::OutOfMetadata);
+        }
+        // SAFETY: the allocator asks for blocks of a size above zero only.
+        let block =
+            NonNull::new(unsafe { System.alloc(layout) }).ok_or(BackingError::OutOfMetadata)?;
+        if self.is_checked() {
+            // SAFETY: the block is that long, and nobody else's yet.
+            unsafe { block.write_bytes(0xa5, layout.size()) };
+        }
+        self.state
+            .lock()
+            .metadata
+            .insert(block.as_ptr().addr(), layout);
+        self.log(|| Call::AllocateMetadata {
+            bytes: layout.size(),
+            context,
+        });
+        Ok(block)
+    }
+
+    unsafe fn free_metadata(&self, block: NonNull<u8>, layout: Layout) {
+        let out = self.state.lock().metadata.remove(&block.as_ptr().addr());
+        assert_eq!(out, Some(layout), "metadata freed that is not out");
+        self.log(|| Call::FreeMetadata {
+            bytes: layout.size(),
+        });
+        // SAFETY: allocated above with this layout.
+        unsafe { System.dealloc(block.as_ptr(), layout) };
+    }
+
+    fn reserve(&self, space: ChunkSpace<'_>, context: Context) -> Result<(), BackingError> {
+        if context == Context::Atomic && self.config.reserve == Context::MaySleep {
+            return Err(BackingError::WouldSleep);
+        }
+        if self.fails() {
+            return Err(BackingError::OutOfAddressSpace);
+        }
+        self.memory.reserve(space, context)?;
+        if self.is_checked() {
+            assert!(
+                self.state.lock().reserved.insert(space.chunk),
+                "chunk {} is reserved",
+                space.chunk
+            );
+        }
+        self.log(|| Call::Reserve {
+            chunk: space.chunk,
+            context,
+        });
+        Ok(())
+    }
+
+    unsafe fn release(&self, space: ChunkSpace<'_>) {
+        if self.is_checked() {
+            let mut state = self.state.lock();
+            assert!(
+                state.reserved.remove(&space.chunk),
+                "chunk {} is not reserved",
+                space.chunk
+            );
+            let left = state
+                .populated
+                .iter()
+                .find(|((chunk, _), pages)| *chunk == space.chunk && !pages.is_empty());
+            assert!(
+                left.is_none(),
+                "chunk {} still has pages: {left:?}",
+                space.chunk
+            );
+        }
+        self.state.lock().used.remove(&space.chunk);
+        // SAFETY: the promise of the caller.
+        unsafe { self.memory.release(space) };
+        self.log(|| Call::Release { chunk: space.chunk });
+    }
+
+    fn populate(&self, span: PageSpan<'_>, context: Context) -> Result<Contents, BackingError> {
+        if self.fails() {
+            return Err(BackingError::OutOfFrames);
+        }
+        if self.is_checked() {
+            let mut state = self.state.lock();
+            assert!(
+                state.reserved.contains(&span.chunk),
+                "chunk {} is not reserved",
+                span.chunk
+            );
+            for cpu in span.cpus.iter() {
+                let pages = state.populated.entry((span.chunk, cpu.get())).or_default();
+                for page in span.first_page..span.first_page + span.pages {
+                    let is_new = pages.insert(page);
+                    assert!(
+                        is_new || matches!(span.cpus, super::Cpus::One(_)),
+                        "page {page} is populated"
+                    );
+                }
+            }
+        }
+        if self.config.contents == Contents::Dirty && matches!(span.cpus, super::Cpus::Set(_)) {
+            Self::fill(span, 0xa5);
+        }
+        let contents = self.mark_used(span);
+        self.log(|| Call::Populate {
+            chunk: span.chunk,
+            first_page: span.first_page,
+            pages: span.pages,
+            cpus: span.cpus.iter().collect(),
+            context,
+        });
+        Ok(contents)
+    }
+
+    unsafe fn depopulate(&self, span: PageSpan<'_>) {
+        if self.is_checked() {
+            let mut state = self.state.lock();
+            for cpu in span.cpus.iter() {
+                let pages = state.populated.entry((span.chunk, cpu.get())).or_default();
+                for page in span.first_page..span.first_page + span.pages {
+                    let was_there = pages.remove(&page);
+                    assert!(
+                        was_there || matches!(span.cpus, super::Cpus::One(_)),
+                        "page {page} is not populated"
+                    );
+                }
+            }
+            drop(state);
+            Self::fill(span, 0xdb);
+        }
+        self.log(|| Call::Depopulate {
+            chunk: span.chunk,
+            first_page: span.first_page,
+            pages: span.pages,
+            cpus: span.cpus.iter().collect(),
+        });
+    }
+
+    fn physical_address(&self, address: usize) -> Option<u64> {
+        self.memory.physical_address(address)
+    }
+
+    fn relax(&self) {
+        self.memory.relax();
+    }
+}
+
+impl Sim {
+    /// Notes that the pages of `span` are used from now on; what they hold.
+    fn mark_used(&self, span: PageSpan<'_>) -> Contents {
+        let mut state = self.state.lock();
+        let words = state.used.entry(span.chunk).or_default();
+        let mut contents = self.config.contents;
+        for page in span.first_page..span.first_page + span.pages {
+            let (word, bit) = (page as usize / 64, 1 << (page % 64));
+            if words.len() <= word {
+                words.resize(word + 1, 0);
+            }
+            if words[word] & bit != 0 {
+                contents = Contents::Dirty;
+            }
+            words[word] |= bit;
+        }
+        contents
+    }
+}

@@ -1,0 +1,344 @@
+//! Tables of before / requests / after, and random operations against a recount.
+
+use super::*;
+use std::alloc::{alloc, handle_alloc_error};
+use std::format;
+use std::string::String;
+use std::vec::Vec;
+
+const PAGE: u32 = 1024;
+
+fn map_of(pages: u32, granules_per_page: u32, region: Range<u32>) -> AreaMap {
+    let mut block = BlockLayout::new();
+    let layout = AreaMapLayout::add(&mut block, pages, granules_per_page).unwrap();
+    let memory = block.finish();
+    // SAFETY: the layout is not empty; the block is leaked, so the map may live for ever.
+    let block = core::ptr::NonNull::new(unsafe { alloc(memory) })
+        .unwrap_or_else(|| handle_alloc_error(memory));
+    // SAFETY: `block` has the layout that the map was added to and belongs to the map alone.
+    unsafe { AreaMap::new(block, &layout, region) }
+}
+
+fn whole_map(pages: u32) -> AreaMap {
+    map_of(pages, PAGE, 0..pages * PAGE)
+}
+
+impl AreaMap {
+    /// Compares every record and node with a recount.
+    pub(crate) fn check(&self) {
+        let free: u32 = self.free_runs().map(|run| run.end - run.start).sum();
+        assert_eq!(free, self.free_granules);
+        for page in 0..self.pages() {
+            let words = &self.used[self.words(page)];
+            let [longest, runner_up] = bitmap::two_longest_runs(words);
+            let runs = &self.runs[page as usize];
+            assert_eq!(u32::from(runs.longest), longest, "page {page}");
+            assert!(u32::from(runs.runner_up) >= runner_up, "page {page}");
+            assert_eq!(
+                u32::from(runs.start),
+                bitmap::next_set(words, 0..self.granules_per_page)
+            );
+            assert_eq!(
+                u32::from(runs.end),
+                self.granules_per_page - bitmap::run_start(words, self.granules_per_page)
+            );
+        }
+        for level in 1..=self.levels {
+            for index in 0..TreeShape::new(self.pages()).width(level) {
+                assert_eq!(
+                    self.summary(level, index),
+                    self.join(level, index),
+                    "level {level} node {index}"
+                );
+            }
+        }
+        // The root against the definition: the longest run of granules in visible pages.
+        let mut longest = 0;
+        let mut len = 0;
+        for granule in 0..self.pages() * self.granules_per_page {
+            let page = &self.runs[(granule / self.granules_per_page) as usize];
+            len = match bitmap::get(&self.used, granule) || page.visibility == Visibility::Hidden {
+                true => 0,
+                false => len + 1,
+            };
+            longest = longest.max(len);
+        }
+        assert_eq!(self.longest(), longest);
+        for (word, starts) in self.starts.iter().enumerate() {
+            assert_eq!(starts & !self.used[word], 0, "a start outside an area");
+        }
+    }
+}
+
+/// Takes everything but `free`, so that a search sees exactly these runs.
+fn with_free(pages: u32, free: &[Range<u32>]) -> AreaMap {
+    let mut map = whole_map(pages);
+    let mut at = 0;
+    for run in free {
+        if run.start > at {
+            map.take(at, run.start - at);
+        }
+        at = run.end;
+    }
+    if at < pages * PAGE {
+        map.take(at, pages * PAGE - at);
+    }
+    map.check();
+    map
+}
+
+#[test]
+fn searches() {
+    // (what, pages, free runs, length, alignment, found)
+    type Row = (
+        &'static str,
+        u32,
+        &'static [Range<u32>],
+        u32,
+        u32,
+        Option<u32>,
+    );
+    let rows: &[Row] = &[
+        ("empty map", 4, &[0..4096], 1, 1, Some(0)),
+        ("all of it", 4, &[0..4096], 4096, 1024, Some(0)),
+        ("one more than all", 4, &[0..4096], 4097, 1, None),
+        ("full map", 4, &[], 1, 1, None),
+        (
+            "only one full page between",
+            3,
+            &[0..1024, 2048..3072],
+            1025,
+            1,
+            None,
+        ),
+        ("exact hole", 2, &[100..103, 500..510], 3, 1, Some(100)),
+        ("hole too short", 2, &[100..103, 500..510], 4, 1, Some(500)),
+        (
+            "straddles a page border",
+            2,
+            &[1020..1030],
+            10,
+            1,
+            Some(1020),
+        ),
+        (
+            "straddles, aligned up over the border",
+            2,
+            &[1021..1032],
+            8,
+            8,
+            Some(1024),
+        ),
+        (
+            "straddles, does not fit once aligned",
+            2,
+            &[1021..1030],
+            8,
+            8,
+            None,
+        ),
+        (
+            "straddles three pages",
+            4,
+            &[1000..3100],
+            2100,
+            1,
+            Some(1000),
+        ),
+        (
+            "straddles a group of eight",
+            16,
+            &[8190..8195],
+            5,
+            1,
+            Some(8190),
+        ),
+        (
+            "straddles a group, aligned",
+            16,
+            &[8190..8195],
+            2,
+            4,
+            Some(8192),
+        ),
+        (
+            "straddles many groups",
+            64,
+            &[8000..40000],
+            32000,
+            1,
+            Some(8000),
+        ),
+        (
+            "lowest of two",
+            64,
+            &[60000..60010, 2000..2000],
+            10,
+            1,
+            Some(60000),
+        ),
+        ("page alignment", 4, &[1..4096], 5, 1024, Some(1024)),
+        (
+            "page alignment, a hole that holds none",
+            4,
+            &[1..1024, 2050..3071],
+            5,
+            1024,
+            None,
+        ),
+        (
+            "alignment hole before a good one",
+            4,
+            &[1..8, 1026..1039],
+            4,
+            8,
+            Some(1032),
+        ),
+        ("last granule", 4, &[4095..4096], 1, 1, Some(4095)),
+        (
+            "longer than a word, over a page border",
+            2,
+            &[900..1100],
+            200,
+            1,
+            Some(900),
+        ),
+        (
+            "longer than a word, aligned",
+            2,
+            &[900..1200],
+            128,
+            64,
+            Some(960),
+        ),
+    ];
+    for (what, pages, free, len, align, found) in rows {
+        let mut free: Vec<_> = free.to_vec();
+        free.retain(|run| !run.is_empty());
+        let mut map = with_free(*pages, &free);
+        assert_eq!(map.find(*len, *align), *found, "{what}");
+        if let Some(start) = *found {
+            map.take(start, *len);
+            map.check();
+            assert_eq!(map.release(start), Ok(start..start + len), "{what}");
+            map.check();
+        }
+    }
+}
+
+#[test]
+fn alignment_that_no_hole_serves_is_settled_by_a_run_that_fits_anywhere() {
+    // Every other granule of 60 pages free: 4-byte holes at odd places only, and one good run at the end.
+    let mut map = whole_map(64);
+    for granule in (0..61440).step_by(2) {
+        map.take(granule, 1);
+    }
+    map.check();
+    assert_eq!(map.find(1, 1), Some(1));
+    assert_eq!(map.find(1, 2), Some(61440));
+    assert_eq!(map.find(2, 2), Some(61440));
+}
+
+#[test]
+fn hidden_pages_are_not_found() {
+    let mut map = whole_map(4);
+    map.set_visibility(0..1, Visibility::Hidden);
+    map.set_visibility(2..3, Visibility::Hidden);
+    map.check();
+    assert_eq!(map.find(1, 1), Some(1024));
+    assert_eq!(map.find(1025, 1), None);
+    map.set_visibility(0..4, Visibility::Visible);
+    map.check();
+    assert_eq!(map.find(4096, 1), Some(0));
+}
+
+#[test]
+fn a_region_need_not_fill_its_pages() {
+    let mut map = map_of(3, PAGE, 10..3000);
+    map.check();
+    assert_eq!(map.find(1, 1), Some(10));
+    assert_eq!(map.find(2990, 1), Some(10));
+    assert_eq!(map.area_at(0), Err(NoArea::Free));
+    assert_eq!(map.area_at(3071), Err(NoArea::Free));
+    map.take(10, 2990);
+    map.check();
+    assert_eq!(map.longest(), 0);
+    assert_eq!(map.area_at(11), Err(NoArea::Interior(10)));
+    assert_eq!(map.release(10), Ok(10..3000));
+    map.check();
+}
+
+#[test]
+fn wrong_releases_change_nothing() {
+    let mut map = whole_map(2);
+    map.take(100, 10);
+    map.take(110, 10);
+    let before = format!("{map:?}");
+    let tries: &[(u32, NoArea)] = &[
+        (99, NoArea::Free),
+        (101, NoArea::Interior(100)),
+        (119, NoArea::Interior(110)),
+        (120, NoArea::Free),
+    ];
+    for (start, why) in tries {
+        assert_eq!(map.release(*start), Err(*why));
+    }
+    assert_eq!(before, format!("{map:?}"));
+    assert_eq!(map.release(100), Ok(100..110));
+    assert_eq!(map.release(100), Err(NoArea::Free));
+    assert_eq!(map.release(110), Ok(110..120));
+    map.check();
+}
+
+#[test]
+fn random_operations_keep_the_summaries_right() {
+    for (pages, granules_per_page) in [
+        (1, 1024),
+        (5, 1024),
+        (64, 1024),
+        (70, 64),
+        (600, 64),
+        (3, 16384),
+    ] {
+        let mut state = 0x1234_5678_9abc_def1_u64 ^ u64::from(pages);
+        let mut next = move |below: u32| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 33) as u32 % below
+        };
+        let mut map = map_of(pages, granules_per_page, 0..pages * granules_per_page);
+        let mut live: Vec<Range<u32>> = Vec::new();
+        for round in 0..3000_u32 {
+            let grow = if round / 500 % 2 == 0 { 3 } else { 1 };
+            if next(4) < grow {
+                let len = [1, 2, 4, 16, 100, 500, granules_per_page][next(7) as usize]
+                    .min(granules_per_page * pages);
+                let align = (1 << next(7)).min(granules_per_page);
+                match map.find(len, align) {
+                    Some(start) => {
+                        assert_eq!(start % align, 0);
+                        map.take(start, len);
+                        live.push(start..start + len);
+                    }
+                    None => assert!(map.longest() < len + align - 1),
+                }
+            } else if !live.is_empty() {
+                let area = live.swap_remove(next(live.len() as u32) as usize);
+                assert_eq!(map.release(area.start), Ok(area));
+            }
+            if round % 50 == 0 {
+                map.check();
+            }
+        }
+        map.check();
+        live.sort_by_key(|area| area.start);
+        assert!(map.areas().eq(live.iter().cloned()));
+        let text: String = live.iter().map(|area| format!("{area:?} ")).collect();
+        for area in live {
+            assert_eq!(map.release(area.start), Ok(area), "{text}");
+        }
+        map.check();
+        assert_eq!(map.longest(), pages * granules_per_page);
+    }
+}

@@ -1,0 +1,288 @@
+//! Word-level searches in a bitmap of granules.
+//!
+//! A set bit is a granule in use. Every function works on a slice of 64-bit words, bit `i` being bit `i % 64` of word
+//! `i / 64`; ranges are half open. Nothing here knows of pages or chunks: callers pass the words of one page, or of a
+//! whole region.
+
+use core::ops::Range;
+
+/// Bits in a word.
+const WORD: u32 = u64::BITS;
+
+/// The bits `range` of a word, `range` lying in `0..=64`.
+fn mask(range: Range<u32>) -> u64 {
+    debug_assert!(range.start <= range.end && range.end <= WORD);
+    if range.is_empty() {
+        return 0;
+    }
+    (u64::MAX >> (WORD - (range.end - range.start))) << range.start
+}
+
+/// Calls `apply(word, mask)` for each word that `range` touches.
+fn for_each_word(words: &mut [u64], range: Range<u32>, apply: impl Fn(&mut u64, u64)) {
+    let mut at = range.start;
+    while at < range.end {
+        let word = at / WORD;
+        let end = range.end.min((word + 1) * WORD);
+        apply(
+            &mut words[word as usize],
+            mask(at % WORD..end - word * WORD),
+        );
+        at = end;
+    }
+}
+
+/// Sets every bit of `range`.
+pub(crate) fn set(words: &mut [u64], range: Range<u32>) {
+    for_each_word(words, range, |word, mask| *word |= mask);
+}
+
+/// Clears every bit of `range`.
+pub(crate) fn clear(words: &mut [u64], range: Range<u32>) {
+    for_each_word(words, range, |word, mask| *word &= !mask);
+}
+
+/// Whether bit `at` is set.
+pub(crate) fn get(words: &[u64], at: u32) -> bool {
+    words[(at / WORD) as usize] >> (at % WORD) & 1 != 0
+}
+
+/// The first index in `range` for which the word function `bits` (word index to word) has a set bit, or `range.end`.
+pub(crate) fn next_where(range: Range<u32>, bits: impl Fn(usize) -> u64) -> u32 {
+    if range.is_empty() {
+        return range.end;
+    }
+    let mut word = range.start / WORD;
+    let mut candidates = bits(word as usize) & (u64::MAX << (range.start % WORD));
+    while candidates == 0 {
+        word += 1;
+        if word * WORD >= range.end {
+            return range.end;
+        }
+        candidates = bits(word as usize);
+    }
+    (word * WORD + candidates.trailing_zeros()).min(range.end)
+}
+
+/// The first set bit in `range`, or `range.end`.
+pub(crate) fn next_set(words: &[u64], range: Range<u32>) -> u32 {
+    next_where(range, |word| words[word])
+}
+
+/// The first clear bit in `range`, or `range.end`.
+pub(crate) fn next_clear(words: &[u64], range: Range<u32>) -> u32 {
+    next_where(range, |word| !words[word])
+}
+
+/// The start of the run of clear bits that ends just before `end`: one past the last set bit below `end`, or 0.
+pub(crate) fn run_start(words: &[u64], end: u32) -> u32 {
+    let mut word = end / WORD;
+    let mut bits = if end.is_multiple_of(WORD) {
+        0
+    } else {
+        words[word as usize] & mask(0..end % WORD)
+    };
+    while bits == 0 {
+        if word == 0 {
+            return 0;
+        }
+        word -= 1;
+        bits = words[word as usize];
+    }
+    word * WORD + WORD - bits.leading_zeros()
+}
+
+/// For an alignment of `align` bits (a power of two), which bits of any aligned word may start an area.
+///
+/// Alignments of a word and more leave bit 0; the caller then skips words.
+fn start_mask(align: u32) -> u64 {
+    match align {
+        1 => u64::MAX,
+        2 => 0x5555_5555_5555_5555,
+        4 => 0x1111_1111_1111_1111,
+        8 => 0x0101_0101_0101_0101,
+        16 => 0x0001_0001_0001_0001,
+        32 => 0x0000_0001_0000_0001,
+        _ => 1,
+    }
+}
+
+/// The lowest start of `len` clear bits aligned to `align` (a power of two), or `None`.
+///
+/// Cost: one pass over the words, whatever the number of runs in them.
+pub(crate) fn find(words: &[u64], len: u32, align: u32) -> Option<u32> {
+    debug_assert!(len > 0 && align.is_power_of_two());
+    if len <= WORD {
+        find_short(words, len, align)
+    } else {
+        find_long(words, len, align)
+    }
+}
+
+/// [`find`] for runs that fit two neighbouring words: all 64 starts of a word are tried at once.
+fn find_short(words: &[u64], len: u32, align: u32) -> Option<u32> {
+    let starts = start_mask(align);
+    let step = (align / WORD).max(1) as usize;
+    let mut at = 0;
+    while at < words.len() {
+        if words[at] != u64::MAX {
+            let next = words.get(at + 1).copied().unwrap_or(u64::MAX);
+            let mut free = !(u128::from(words[at]) | u128::from(next) << WORD);
+            // After each step bit i says that the `have` bits from i on are clear.
+            let mut have = 1;
+            while have < len {
+                let shift = have.min(len - have);
+                free &= free >> shift;
+                have += shift;
+            }
+            let fits = free as u64 & starts;
+            if fits != 0 {
+                return Some(at as u32 * WORD + fits.trailing_zeros());
+            }
+        }
+        at += step;
+    }
+    None
+}
+
+/// [`find`] for runs longer than a word: every such run touches a word border, so only its ends are looked at.
+fn find_long(words: &[u64], len: u32, align: u32) -> Option<u32> {
+    // Clear bits just before the current word.
+    let mut run = 0;
+    for (index, &word) in words.iter().enumerate() {
+        let base = index as u32 * WORD;
+        let start = (base - run).next_multiple_of(align);
+        if base + word.trailing_zeros() >= start + len {
+            return Some(start);
+        }
+        run = if word == 0 {
+            run + WORD
+        } else {
+            word.leading_zeros()
+        };
+    }
+    None
+}
+
+/// The lengths of the longest and of the second longest run of clear bits (0 where there is none).
+pub(crate) fn two_longest_runs(words: &[u64]) -> [u32; 2] {
+    let end = words.len() as u32 * WORD;
+    let mut longest = [0, 0];
+    let mut at = next_clear(words, 0..end);
+    while at < end {
+        let stop = next_set(words, at..end);
+        let len = stop - at;
+        if len > longest[0] {
+            longest = [len, longest[0]];
+        } else if len > longest[1] {
+            longest[1] = len;
+        }
+        at = next_clear(words, stop..end);
+    }
+    longest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    /// The definition that [`find`] is held to.
+    fn find_slowly(words: &[u64], len: u32, align: u32) -> Option<u32> {
+        let end = words.len() as u32 * WORD;
+        (0..end)
+            .step_by(align as usize)
+            .find(|&start| start + len <= end && (start..start + len).all(|at| !get(words, at)))
+    }
+
+    /// Words of every density from a fixed generator.
+    fn samples() -> Vec<[u64; 4]> {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let mut all = std::vec![
+            [0; 4],
+            [u64::MAX; 4],
+            [1 << 63, 1, 0, u64::MAX],
+            [u64::MAX, 0, 0, 1]
+        ];
+        for round in 0..400 {
+            let mut words = [0; 4].map(|_: i32| next());
+            match round % 5 {
+                0 => {}
+                1 => words = words.map(|word| word & next() & next()),
+                2 => words = words.map(|word| word | next() | next()),
+                3 => words = words.map(|word| if word & 1 == 0 { 0 } else { word }),
+                _ => words = words.map(|word| u64::MAX << (word % 64)),
+            }
+            all.push(words);
+        }
+        all
+    }
+
+    #[test]
+    fn find_agrees_with_its_definition() {
+        for words in samples() {
+            for len in [
+                1, 2, 3, 7, 8, 31, 33, 63, 64, 65, 90, 127, 128, 129, 192, 255, 256,
+            ] {
+                for align in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
+                    assert_eq!(
+                        find(&words, len, align),
+                        find_slowly(&words, len, align),
+                        "{words:x?} len {len} align {align}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn runs_agree_with_their_definition() {
+        for words in samples() {
+            let mut lens = Vec::new();
+            let mut len = 0;
+            for at in 0..=256 {
+                if at < 256 && !get(&words, at) {
+                    len += 1;
+                } else {
+                    lens.push(len);
+                    len = 0;
+                }
+                let mut start = at;
+                while start > 0 && !get(&words, start - 1) {
+                    start -= 1;
+                }
+                assert_eq!(run_start(&words, at), start);
+                assert_eq!(
+                    next_set(&words, at..256),
+                    (at..256).find(|&i| get(&words, i)).unwrap_or(256)
+                );
+            }
+            lens.extend([0, 0]);
+            lens.sort_unstable_by(|a, b| b.cmp(a));
+            assert_eq!(two_longest_runs(&words), [lens[0], lens[1]]);
+        }
+    }
+
+    #[test]
+    fn set_and_clear_touch_their_range_only() {
+        for start in [0, 1, 63, 64, 65, 130, 192] {
+            for end in [start, start + 1, 64, 127, 128, 200, 256] {
+                if end < start {
+                    continue;
+                }
+                let mut words = [0; 4];
+                set(&mut words, start..end);
+                assert!((0..256).all(|at| get(&words, at) == (start..end).contains(&at)));
+                let mut words = [u64::MAX; 4];
+                clear(&mut words, start..end);
+                assert!((0..256).all(|at| get(&words, at) != (start..end).contains(&at)));
+            }
+        }
+    }
+}

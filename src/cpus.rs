@@ -1,0 +1,220 @@
+//! Sets of CPUs, and the run-time table of units: which CPUs are possible, where each CPU's unit lies, and on which
+//! node.
+//!
+//! `address in a CPU's unit = neutral address + unit offset of the CPU` holds for every chunk, the first one included.
+//! The table is written once, at set-up, and never changes.
+
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::metadata::{BlockLayout, MetaSlice};
+use crate::unit::{CpuId, FirstChunk, NodeId};
+
+/// The offset that marks a CPU that is not possible: odd, while units are at least granule aligned.
+const NOT_POSSIBLE: usize = 1;
+
+/// A set of CPUs that any CPU may read while another adds to it.
+pub struct CpuSet {
+    words: MetaSlice<AtomicU64Word>,
+}
+
+/// An atomic word that can be laid out many times.
+#[derive(Default)]
+struct AtomicU64Word(AtomicU64);
+
+impl Clone for AtomicU64Word {
+    fn clone(&self) -> Self {
+        Self(AtomicU64::new(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+impl CpuSet {
+    fn words_for(nr_cpu_ids: u32) -> usize {
+        nr_cpu_ids.div_ceil(u64::BITS) as usize
+    }
+
+    /// Whether `cpu` is in the set.
+    pub fn contains(&self, cpu: CpuId) -> bool {
+        self.words
+            .get(cpu.index() / 64)
+            .is_some_and(|word| word.0.load(Ordering::Acquire) >> (cpu.get() % 64) & 1 != 0)
+    }
+
+    /// The CPUs of the set, in order.
+    pub fn iter(&self) -> impl Iterator<Item = CpuId> + '_ {
+        self.words.iter().enumerate().flat_map(|(index, word)| {
+            let mut bits = word.0.load(Ordering::Acquire);
+            core::iter::from_fn(move || {
+                let bit = (bits != 0).then(|| bits.trailing_zeros())?;
+                bits &= bits - 1;
+                Some(CpuId::new(index as u32 * u64::BITS + bit))
+            })
+        })
+    }
+
+    /// How many CPUs the set has.
+    pub fn count(&self) -> u32 {
+        self.words
+            .iter()
+            .map(|word| word.0.load(Ordering::Acquire).count_ones())
+            .sum()
+    }
+
+    pub(crate) fn insert(&self, cpu: CpuId) {
+        self.words[cpu.index() / 64]
+            .0
+            .fetch_or(1 << (cpu.get() % 64), Ordering::AcqRel);
+    }
+
+    pub(crate) fn remove(&self, cpu: CpuId) {
+        self.words[cpu.index() / 64]
+            .0
+            .fetch_and(!(1 << (cpu.get() % 64)), Ordering::AcqRel);
+    }
+}
+
+impl fmt::Debug for CpuSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// The CPUs that a backing call is about.
+#[derive(Debug, Clone, Copy)]
+pub enum Cpus<'a> {
+    /// All CPUs of a set.
+    Set(&'a CpuSet),
+    /// One CPU.
+    One(CpuId),
+}
+
+impl<'a> Cpus<'a> {
+    /// The CPUs, in order.
+    pub fn iter(self) -> impl Iterator<Item = CpuId> + 'a {
+        let (set, one) = match self {
+            Self::Set(set) => (Some(set), None),
+            Self::One(cpu) => (None, Some(cpu)),
+        };
+        set.into_iter().flat_map(CpuSet::iter).chain(one)
+    }
+}
+
+/// Layout of a [`Units`] table in a metadata block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UnitsLayout {
+    nr_cpu_ids: u32,
+    offsets_at: usize,
+    nodes_at: usize,
+    possible_at: usize,
+    online_at: usize,
+    populated_at: usize,
+}
+
+impl UnitsLayout {
+    pub(crate) fn add(
+        block: &mut BlockLayout,
+        nr_cpu_ids: u32,
+    ) -> Result<Self, core::alloc::LayoutError> {
+        let words = CpuSet::words_for(nr_cpu_ids);
+        Ok(Self {
+            nr_cpu_ids,
+            offsets_at: block.array::<usize>(nr_cpu_ids as usize)?,
+            nodes_at: block.array::<u32>(nr_cpu_ids as usize)?,
+            possible_at: block.array::<AtomicU64Word>(words)?,
+            online_at: block.array::<AtomicU64Word>(words)?,
+            populated_at: block.array::<AtomicU64Word>(words)?,
+        })
+    }
+}
+
+/// Where every CPU's unit lies.
+#[derive(Debug)]
+pub struct Units {
+    offsets: MetaSlice<usize>,
+    nodes: MetaSlice<u32>,
+    possible: CpuSet,
+    materialised: CpuSet,
+    /// The materialised CPUs and one that is on its way to become one: pages are populated for these.
+    pub(crate) populated_for: CpuSet,
+}
+
+impl Units {
+    /// Copies the table out of what a builder made.
+    ///
+    /// # Safety
+    /// `block` was allocated with the layout that `layout` was added to, and nothing else uses this part of it while
+    /// the table lives.
+    pub(crate) unsafe fn new(
+        block: NonNull<u8>,
+        layout: &UnitsLayout,
+        first_chunk: &FirstChunk<'_>,
+    ) -> Self {
+        let len = layout.nr_cpu_ids as usize;
+        let words = CpuSet::words_for(layout.nr_cpu_ids);
+        // SAFETY: the offsets come from laying these arrays out in this block (promise of the caller).
+        let mut units = unsafe {
+            Self {
+                offsets: MetaSlice::new(block, layout.offsets_at, len, NOT_POSSIBLE),
+                nodes: MetaSlice::new(block, layout.nodes_at, len, 0),
+                possible: CpuSet {
+                    words: MetaSlice::new(
+                        block,
+                        layout.possible_at,
+                        words,
+                        AtomicU64Word::default(),
+                    ),
+                },
+                materialised: CpuSet {
+                    words: MetaSlice::new(block, layout.online_at, words, AtomicU64Word::default()),
+                },
+                populated_for: CpuSet {
+                    words: MetaSlice::new(
+                        block,
+                        layout.populated_at,
+                        words,
+                        AtomicU64Word::default(),
+                    ),
+                },
+            }
+        };
+        let plan = first_chunk.plan();
+        for cpu in plan.possible_cpus() {
+            units.offsets[cpu.index()] = first_chunk.unit_offset(cpu).unwrap_or(NOT_POSSIBLE);
+            units.nodes[cpu.index()] = plan.node_of_cpu(cpu).map_or(0, NodeId::get);
+            units.possible.insert(cpu);
+        }
+        units
+    }
+
+    /// What shifts a neutral address to `cpu`'s copy: `copy = neutral + offset`, wrapping. `None` if `cpu` is not
+    /// possible.
+    #[inline]
+    pub fn offset(&self, cpu: CpuId) -> Option<usize> {
+        self.offsets
+            .get(cpu.index())
+            .copied()
+            .filter(|&offset| offset != NOT_POSSIBLE)
+    }
+
+    /// The node of `cpu`'s memory, as the topology gave it. `None` if `cpu` is not possible.
+    pub fn node(&self, cpu: CpuId) -> Option<NodeId> {
+        self.offset(cpu)?;
+        Some(NodeId::new(self.nodes[cpu.index()]))
+    }
+
+    /// One more than the highest possible CPU.
+    pub fn nr_cpu_ids(&self) -> u32 {
+        self.offsets.len() as u32
+    }
+
+    /// CPUs that may ever come up; each has a unit.
+    pub fn possible(&self) -> &CpuSet {
+        &self.possible
+    }
+
+    /// CPUs whose copies have memory of their own: those that have ever been online.
+    pub fn materialised(&self) -> &CpuSet {
+        &self.materialised
+    }
+}
