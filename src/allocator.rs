@@ -441,11 +441,6 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                 continue;
             };
             if !placed.claimed.is_empty() {
-                if request.flags.contains(AllocFlags::TRY) {
-                    // Populating would need the lock a second time.
-                    state.undo(&placed);
-                    return Err(AllocError::Busy);
-                }
                 let batch = state.begin_populating();
                 drop(state);
                 let populated = self.populate_claimed(&placed, batch, context);

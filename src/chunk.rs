@@ -62,7 +62,7 @@ pub(crate) enum Membership {
 }
 
 /// Some pages of an area: bit `i` is the `i`-th page that the area touches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct PageMask(u64);
 
 impl PageMask {
@@ -146,14 +146,19 @@ impl Chunk {
         let first_page = region.start / layout.granules_per_page;
         let base = first_page * layout.granules_per_page;
         let pages = layout.pages as usize;
-        let (state, populated) = match nature {
-            Nature::First => (PageState::Populated, layout.pages),
-            Nature::Mapped => (PageState::Empty, 0),
+        let (state, visibility, populated) = match nature {
+            Nature::First => (PageState::Populated, Visibility::Ready, layout.pages),
+            Nature::Mapped => (PageState::Empty, Visibility::Vacant, 0),
         };
         // SAFETY: the offsets come from laying these arrays out in this block (promise of the caller).
         let body = unsafe {
             Body {
-                map: AreaMap::new(block, &layout.map, region.start - base..region.end - base),
+                map: AreaMap::new(
+                    block,
+                    &layout.map,
+                    region.start - base..region.end - base,
+                    visibility,
+                ),
                 states: MetaSlice::new(block, layout.states_at, pages, state),
                 clean_from: MetaSlice::new(block, layout.clean_at, pages, 0),
                 first_page,
@@ -165,6 +170,7 @@ impl Chunk {
                     ..Counts::default()
                 },
                 largest: 0,
+                longest_bound: region.end - region.start,
             }
         };
         // SAFETY: `chunk_at` lies inside the block.
@@ -213,6 +219,8 @@ pub(crate) struct Body {
     pub(crate) counts: Counts,
     /// The largest area ever, in granules.
     pub(crate) largest: u32,
+    /// No free run is longer, pages without memory included.
+    longest_bound: u32,
 }
 
 impl Body {
@@ -242,33 +250,61 @@ impl Body {
         self.first_page + page
     }
 
-    /// Takes `len` granules aligned to `align` as an area, if there is a place. Its pages without memory are claimed:
-    /// the caller populates them and then calls [`populated`](Self::populated) or [`undo_take`](Self::undo_take).
-    pub(crate) fn take(&mut self, len: u32, align: u32) -> Option<(Range<u32>, PageMask)> {
+    /// What a request could hope for if pages were populated: no run is longer. 0 if every page has memory.
+    pub(crate) fn room(&self) -> u32 {
+        let vacant = self.map.pages() - self.counts.populated - self.counts.claimed;
+        if vacant == 0 { 0 } else { self.longest_bound }
+    }
+
+    /// Takes `len` granules aligned to `align` as an area, if there is a place in memory that is there.
+    pub(crate) fn take(&mut self, len: u32, align: u32) -> Option<Range<u32>> {
         let start = self.map.find(len, align)?;
+        let area = start..start + len;
+        self.mark_taken(area.clone());
+        Some(area)
+    }
+
+    /// Takes `len` granules aligned to `align` as an area, if there is a place in memory that is or could be there.
+    /// The pages of it that have none are claimed: the caller populates them and then calls
+    /// [`populated`](Self::populated) or [`undo_take`](Self::undo_take).
+    pub(crate) fn take_growing(&mut self, len: u32, align: u32) -> Option<(Range<u32>, PageMask)> {
+        let start = match self.map.find_growing(len, align) {
+            Ok(start) => start,
+            Err(longest) => {
+                self.longest_bound = longest;
+                return None;
+            }
+        };
         let area = start..start + len;
         let pages = self.map.pages_of(area.clone());
         let mut claimed = PageMask(0);
         for (bit, page) in pages.clone().enumerate() {
-            match self.states[page as usize] {
-                PageState::Empty => {
-                    self.states[page as usize] = PageState::Populating;
-                    claimed.0 |= 1 << bit;
-                }
-                _ if self.nature == Nature::Mapped && self.map.is_page_free(page) => {
-                    self.counts.empty -= 1
-                }
-                _ => {}
+            if self.states[page as usize] == PageState::Empty {
+                self.states[page as usize] = PageState::Populating;
+                claimed.0 |= 1 << bit;
             }
         }
-        self.map.take(start, len);
         for run in claimed.runs(pages.start) {
             self.counts.claimed += run.end - run.start;
             self.map.set_visibility(run, Visibility::Hidden);
         }
+        self.mark_taken(area.clone());
+        Some((area, claimed))
+    }
+
+    fn mark_taken(&mut self, area: Range<u32>) {
+        if self.nature == Nature::Mapped {
+            for page in self.map.pages_of(area.clone()) {
+                if self.states[page as usize] == PageState::Populated && self.map.is_page_free(page)
+                {
+                    self.counts.empty -= 1;
+                }
+            }
+        }
+        let len = area.end - area.start;
+        self.map.take(area.start, len);
         self.counts.areas += 1;
         self.largest = self.largest.max(len);
-        Some((area, claimed))
     }
 
     /// The claimed pages of `area` now have memory with `content`.
@@ -281,7 +317,7 @@ impl Body {
             for page in run.clone() {
                 self.clean_from[page as usize] = clean_from;
             }
-            self.settle(run, PageState::Populated);
+            self.settle(run, PageState::Populated, Visibility::Ready);
         }
     }
 
@@ -291,7 +327,7 @@ impl Body {
         let released = self.release(area.start);
         debug_assert_eq!(released, Ok(area.clone()));
         for run in claimed.runs(self.map.pages_of(area).start) {
-            self.settle(run, PageState::Empty);
+            self.settle(run, PageState::Empty, Visibility::Vacant);
         }
     }
 
@@ -299,6 +335,7 @@ impl Body {
     pub(crate) fn release(&mut self, start: u32) -> Result<Range<u32>, NoArea> {
         let area = self.map.release(start)?;
         self.counts.areas -= 1;
+        self.longest_bound = u32::MAX;
         if self.nature == Nature::Mapped {
             for page in self.map.pages_of(area.clone()) {
                 if self.states[page as usize] == PageState::Populated && self.map.is_page_free(page)
@@ -355,7 +392,8 @@ impl Body {
 
     /// The claimed `pages` have no memory any more.
     pub(crate) fn depopulated(&mut self, pages: Range<u32>) {
-        self.settle(pages, PageState::Empty);
+        self.longest_bound = u32::MAX;
+        self.settle(pages, PageState::Empty, Visibility::Vacant);
     }
 
     /// The first run of settled populated pages at `from` or above.
@@ -373,7 +411,7 @@ impl Body {
     }
 
     /// Ends the transitional state of `pages`.
-    fn settle(&mut self, pages: Range<u32>, state: PageState) {
+    fn settle(&mut self, pages: Range<u32>, state: PageState, visibility: Visibility) {
         let len = pages.end - pages.start;
         for page in pages.clone() {
             self.states[page as usize] = state;
@@ -382,7 +420,7 @@ impl Body {
         if state == PageState::Populated {
             self.counts.populated += len;
         }
-        self.map.set_visibility(pages, Visibility::Visible);
+        self.map.set_visibility(pages, visibility);
     }
 
     /// Panics unless the counters equal a recount.

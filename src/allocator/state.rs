@@ -10,7 +10,7 @@ use intrusive_collections::{LinkedList, UnsafeRef};
 
 use crate::chunk::area_map::NoArea;
 use crate::chunk::{Body, Chunk, ChunkAdapter, Counts, Membership, PageMask};
-use crate::directory::{Directory, Place};
+use crate::directory::{Directory, Place, Room};
 use crate::request::AllocFlags;
 use crate::stats::{EventHook, Stats};
 use crate::unit::{GRANULE_BYTES, UnitSizes};
@@ -102,26 +102,50 @@ impl State {
         if flags.contains(AllocFlags::RESERVED) {
             return self.take(self.reserved?, granules, align);
         }
+        if let Some(placed) = self.place_ready(granules, align) {
+            return Some(placed);
+        }
+        if flags.contains(AllocFlags::TRY) {
+            // Populating would need the lock a second time.
+            return None;
+        }
+        if let Some(placed) = self.place_growing(granules, align) {
+            return Some(placed);
+        }
+        let lowest_spare = self.spare.iter().map(|chunk| chunk.place).min()?;
+        let placed = self.grow_at(lowest_spare, granules, align);
+        if placed.is_some() && flags.contains(AllocFlags::ATOMIC) {
+            self.spares_taken += 1;
+        }
+        placed
+    }
+
+    /// From memory that is there.
+    fn place_ready(&mut self, granules: u32, align: u32) -> Option<Placed> {
         let mut from = 0;
         for _ in 0..MISALIGNED_CHUNKS {
-            let Some(place) = self.directory.find(granules, from) else {
-                break;
-            };
+            let place = self.directory.find_ready(granules, from)?;
             if let Some(placed) = self.take_at(place, granules, align) {
                 return Some(placed);
             }
             from = place + 1;
         }
         // The lowest chunk with room whatever the alignment.
-        if let Some(place) = self.directory.find(granules + align - 1, 0) {
-            return self.take_at(place, granules, align);
+        let place = self.directory.find_ready(granules + align - 1, 0)?;
+        self.take_at(place, granules, align)
+    }
+
+    /// From memory that can be populated.
+    fn place_growing(&mut self, granules: u32, align: u32) -> Option<Placed> {
+        let mut from = 0;
+        for _ in 0..MISALIGNED_CHUNKS {
+            let place = self.directory.find_growing(granules, from)?;
+            if let Some(placed) = self.grow_at(place, granules, align) {
+                return Some(placed);
+            }
+            from = place + 1;
         }
-        let lowest_spare = self.spare.iter().map(|chunk| chunk.place).min()?;
-        let placed = self.take_at(lowest_spare, granules, align);
-        if placed.is_some() && flags.contains(AllocFlags::ATOMIC) {
-            self.spares_taken += 1;
-        }
-        placed
+        None
     }
 
     fn take_at(&mut self, place: u32, granules: u32, align: u32) -> Option<Placed> {
@@ -132,10 +156,27 @@ impl State {
     }
 
     fn take(&mut self, chunk: NonNull<Chunk>, granules: u32, align: u32) -> Option<Placed> {
+        self.placed(chunk, |body| {
+            Some((body.take(granules, align)?, PageMask::default()))
+        })
+    }
+
+    fn grow_at(&mut self, place: u32, granules: u32, align: u32) -> Option<Placed> {
+        match self.directory.get(place) {
+            Place::Chunk(chunk) => self.placed(chunk, |body| body.take_growing(granules, align)),
+            Place::Vacant | Place::Busy => None,
+        }
+    }
+
+    fn placed(
+        &mut self,
+        chunk: NonNull<Chunk>,
+        take: impl FnOnce(&mut Body) -> Option<(Range<u32>, PageMask)>,
+    ) -> Option<Placed> {
         // SAFETY: chunks in the directory are valid until they are removed from it.
         let place = unsafe { chunk.as_ref() }.place;
         self.edit(chunk, |body| {
-            let (area, claimed) = body.take(granules, align)?;
+            let (area, claimed) = take(body)?;
             let first_page = body.unit_page(body.map.pages_of(area.clone()).start);
             Some(Placed {
                 chunk,
@@ -180,12 +221,11 @@ impl State {
         let (shared, body) = unsafe { (chunk.as_ref(), &mut *chunk.as_ref().body()) };
         let before = body.counts;
         let result = change(body);
-        let (after, longest, was, belongs) = (
-            body.counts,
-            body.map.longest(),
-            body.membership,
-            body.belongs(),
-        );
+        let room = Room {
+            ready: body.map.longest(),
+            growing: body.room(),
+        };
+        let (after, was, belongs) = (body.counts, body.membership, body.belongs());
         body.membership = belongs;
         self.add_up(before, after);
         if was != belongs {
@@ -200,14 +240,9 @@ impl State {
             self.stats.spare_chunks += u32::from(belongs == Membership::Spare);
         }
         if self.reserved != Some(chunk) {
-            self.directory.set_longest(
-                shared.place,
-                if belongs == Membership::Spare {
-                    0
-                } else {
-                    longest
-                },
-            );
+            let is_spare = belongs == Membership::Spare;
+            self.directory
+                .set_room(shared.place, if is_spare { Room::default() } else { room });
         }
         result
     }
@@ -260,7 +295,7 @@ impl State {
         let membership = core::mem::replace(&mut body.membership, Membership::None);
         self.leave(shared, membership);
         self.directory.put(shared.place, Place::Busy);
-        self.directory.set_longest(shared.place, 0);
+        self.directory.set_room(shared.place, Room::default());
         self.stats.chunks -= 1;
         shared.place
     }

@@ -3,11 +3,12 @@
 //! Two bitmaps with a bit per 4-byte granule (`used`; `starts`: the first granule of an area), a record per page of
 //! the free runs inside it, and a tree of [`Summary`]s over the pages. Finding, taking and returning an area cost the
 //! same however many areas live and however they lie: a search goes down the tree into one page, an update goes from
-//! the pages it touches up to the root and stops where nothing changes.
+//! the pages it touches up to the root and stops where nothing changes. Pages without memory stay out of the tree, so
+//! that what has memory is used first.
 //!
 //! Invariants: a set bit in `starts` is set in `used`; every record and node equals what a recount of the bitmaps
-//! gives (`runner_up` alone may be too high); the record of a hidden page is right too, but the tree sees that page as
-//! full. Offsets are in granules from the start of the map, which is page aligned.
+//! gives (`runner_up` alone may be too high); the record of a page that is not `Ready` is right too, but the tree sees
+//! that page as full. Offsets are in granules from the start of the map, which is page aligned.
 
 use core::ops::Range;
 
@@ -25,7 +26,7 @@ const MAX_LEVELS: usize = 9;
 const MISALIGNED_PAGES: u32 = 8;
 
 /// The free runs of one page, in granules.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct PageRuns {
     start: u16,
     end: u16,
@@ -35,25 +36,36 @@ struct PageRuns {
     visibility: Visibility,
 }
 
-/// Whether searches see a page.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Which searches see a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Visibility {
-    /// Its free granules can be handed out.
-    #[default]
-    Visible,
-    /// Its free granules are out of reach: its memory is being populated or given back.
+    /// All: it has memory.
+    Ready,
+    /// [`AreaMap::find_growing`] only: it has no memory, and no area.
+    Vacant,
+    /// None: its memory is being populated or given back.
     Hidden,
 }
 
 impl PageRuns {
+    const fn new(visibility: Visibility) -> Self {
+        Self {
+            start: 0,
+            end: 0,
+            longest: 0,
+            runner_up: 0,
+            visibility,
+        }
+    }
+
     fn summary(&self) -> Summary {
         match self.visibility {
-            Visibility::Visible => Summary {
+            Visibility::Ready => Summary {
                 start: u32::from(self.start),
                 longest: u32::from(self.longest),
                 end: u32::from(self.end),
             },
-            Visibility::Hidden => Summary::FULL,
+            Visibility::Vacant | Visibility::Hidden => Summary::FULL,
         }
     }
 }
@@ -113,7 +125,7 @@ pub(crate) struct AreaMap {
 }
 
 impl AreaMap {
-    /// A map in which `region` (granules) is free and all else never will be.
+    /// A map in which `region` (granules) is free and all else never will be, of pages of one `visibility`.
     ///
     /// # Safety
     /// `block` was allocated with the layout that `layout` was added to, and nothing else uses this part of it while
@@ -122,13 +134,10 @@ impl AreaMap {
         block: core::ptr::NonNull<u8>,
         layout: &AreaMapLayout,
         region: Range<u32>,
+        visibility: Visibility,
     ) -> Self {
         let shape = TreeShape::new(layout.pages);
         let words = (layout.pages * layout.granules_per_page / u64::BITS) as usize;
-        let mut level_at = [0; MAX_LEVELS];
-        for level in 1..shape.levels() {
-            level_at[level as usize + 1] = level_at[level as usize] + shape.width(level);
-        }
         // SAFETY: the offsets come from laying these four arrays out in this block (promise of the caller).
         let mut map = unsafe {
             Self {
@@ -138,10 +147,10 @@ impl AreaMap {
                     block,
                     layout.runs_at,
                     layout.pages as usize,
-                    PageRuns::default(),
+                    PageRuns::new(visibility),
                 ),
                 nodes: MetaSlice::new(block, layout.nodes_at, shape.nodes(), Summary::FULL),
-                level_at,
+                level_at: shape.level_offsets(),
                 levels: shape.levels(),
                 granules_per_page: layout.granules_per_page,
                 free_granules: region.end - region.start,
@@ -170,7 +179,7 @@ impl AreaMap {
         self.free_granules
     }
 
-    /// Length of the longest free run that a search can see, in granules.
+    /// Length of the longest free run in memory that is there, in granules: what [`find`](Self::find) can serve.
     pub(crate) fn longest(&self) -> u32 {
         self.nodes[self.level_at[self.levels as usize] as usize].longest
     }
@@ -213,6 +222,52 @@ impl AreaMap {
             search.tries = u32::MAX;
             (search.at_least <= self.longest()).then(|| search.node(self.levels, 0))?
         })
+    }
+
+    /// A place for `len` granules aligned to `align` granules that takes the fewest vacant pages, the lowest of these;
+    /// otherwise the longest run, vacant pages included.
+    ///
+    /// Cost: a look at each page. It is for requests that are about to have memory populated, which costs far more.
+    pub(crate) fn find_growing(&self, len: u32, align: u32) -> Result<u32, u32> {
+        let page_len = self.granules_per_page;
+        let mut longest = 0;
+        // (vacant pages taken, start)
+        let mut best: Option<(u32, u32)> = None;
+        let mut run_start = 0;
+        for page in 0..=self.pages() {
+            let (start, end) = match self.runs.get(page as usize) {
+                None => (0, 0),
+                Some(runs) => match runs.visibility {
+                    Visibility::Ready => (u32::from(runs.start), u32::from(runs.end)),
+                    Visibility::Vacant => (page_len, page_len),
+                    Visibility::Hidden => (0, 0),
+                },
+            };
+            if start == page_len {
+                continue;
+            }
+            let run_end = page * page_len + start;
+            longest = longest.max(run_end - run_start);
+            let area = run_start.next_multiple_of(align);
+            if area + len <= run_end {
+                let taken = self
+                    .pages_of(area..area + len)
+                    .filter(|&page| self.is_vacant(page))
+                    .count();
+                best = best
+                    .filter(|best| best.0 <= taken as u32)
+                    .or(Some((taken as u32, area)));
+                if taken <= 1 {
+                    break;
+                }
+            }
+            run_start = (page + 1) * page_len - end;
+        }
+        best.map(|(_, start)| start).ok_or(longest)
+    }
+
+    fn is_vacant(&self, page: u32) -> bool {
+        self.runs[page as usize].visibility == Visibility::Vacant
     }
 
     /// Marks `len` free granules at `start` as one area.
@@ -278,7 +333,7 @@ impl AreaMap {
         })
     }
 
-    /// Hides `pages` from searches, or shows them again.
+    /// Sets which searches see `pages`.
     pub(crate) fn set_visibility(&mut self, pages: Range<u32>, visibility: Visibility) {
         for page in pages.clone() {
             self.runs[page as usize].visibility = visibility;

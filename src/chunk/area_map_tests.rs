@@ -16,7 +16,7 @@ fn map_of(pages: u32, granules_per_page: u32, region: Range<u32>) -> AreaMap {
     let block = core::ptr::NonNull::new(unsafe { alloc(memory) })
         .unwrap_or_else(|| handle_alloc_error(memory));
     // SAFETY: `block` has the layout that the map was added to and belongs to the map alone.
-    unsafe { AreaMap::new(block, &layout, region) }
+    unsafe { AreaMap::new(block, &layout, region, Visibility::Ready) }
 }
 
 fn whole_map(pages: u32) -> AreaMap {
@@ -57,7 +57,7 @@ impl AreaMap {
         let mut len = 0;
         for granule in 0..self.pages() * self.granules_per_page {
             let page = &self.runs[(granule / self.granules_per_page) as usize];
-            len = match bitmap::get(&self.used, granule) || page.visibility == Visibility::Hidden {
+            len = match bitmap::get(&self.used, granule) || page.visibility != Visibility::Ready {
                 true => 0,
                 false => len + 1,
             };
@@ -247,9 +247,82 @@ fn hidden_pages_are_not_found() {
     map.check();
     assert_eq!(map.find(1, 1), Some(1024));
     assert_eq!(map.find(1025, 1), None);
-    map.set_visibility(0..4, Visibility::Visible);
+    map.set_visibility(0..4, Visibility::Ready);
     map.check();
     assert_eq!(map.find(4096, 1), Some(0));
+}
+
+#[test]
+fn growing_takes_the_fewest_vacant_pages() {
+    // (what, vacant pages, free runs, length, alignment, found)
+    type Row = (
+        &'static str,
+        &'static [u32],
+        &'static [Range<u32>],
+        u32,
+        u32,
+        Result<u32, u32>,
+    );
+    let rows: &[Row] = &[
+        ("all vacant", &[0, 1, 2, 3], &[0..4096], 5, 1, Ok(0)),
+        (
+            "starts in the tail of a page",
+            &[2],
+            &[2000..3072],
+            100,
+            1,
+            Ok(2000),
+        ),
+        (
+            "the tail does not suit the alignment",
+            &[2],
+            &[2001..3072],
+            1000,
+            1024,
+            Ok(2048),
+        ),
+        (
+            "ends in the head of a page",
+            &[1],
+            &[1024..2148],
+            1100,
+            1,
+            Ok(1024),
+        ),
+        (
+            "one vacant page rather than two",
+            &[0, 1, 3],
+            &[0..2048, 2500..4096],
+            1500,
+            1,
+            Ok(2500),
+        ),
+        (
+            "lowest of two alike",
+            &[1, 3],
+            &[1024..2048, 3072..4096],
+            7,
+            1,
+            Ok(1024),
+        ),
+        ("too long", &[1, 2], &[1024..3080], 2057, 1, Err(2056)),
+        ("nothing vacant, nothing free", &[], &[], 1, 1, Err(0)),
+    ];
+    for (what, vacant, free, len, align, found) in rows {
+        let mut map = with_free(4, free);
+        for &page in *vacant {
+            map.set_visibility(page..page + 1, Visibility::Vacant);
+        }
+        map.check();
+        assert_eq!(map.find_growing(*len, *align), *found, "{what}");
+    }
+    let mut map = with_free(4, &[0..4096]);
+    map.set_visibility(0..4, Visibility::Hidden);
+    assert_eq!(
+        map.find_growing(1, 1),
+        Err(0),
+        "hidden pages are not grown into"
+    );
 }
 
 #[test]

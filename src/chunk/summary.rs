@@ -83,6 +83,16 @@ impl TreeShape {
         width
     }
 
+    /// For each level the index of its first node in the array; level 0 (the leaves) has none. `N` is above the
+    /// number of levels.
+    pub(crate) fn level_offsets<const N: usize>(self) -> [u32; N] {
+        let mut offsets = [0; N];
+        for level in 1..self.levels() {
+            offsets[level as usize + 1] = offsets[level as usize] + self.width(level);
+        }
+        offsets
+    }
+
     /// Nodes above the leaves.
     pub(crate) fn nodes(self) -> usize {
         (1..=self.levels())
