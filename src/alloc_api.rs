@@ -74,7 +74,7 @@ pub unsafe trait Domain: Sized + 'static {
     fn current_cpu() -> CpuId;
 }
 
-/// The instance of a Linux process, made when it is first used: see [`crate::global`].
+/// The instance of a Linux process, made when it is first used: see [`mod@crate::global`].
 #[derive(Debug, Clone, Copy)]
 pub enum Global {}
 

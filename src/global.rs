@@ -155,6 +155,7 @@ impl Process {
         };
         let boot_log = first_chunk.plan().boot_log().to_string();
         let policy = Policy {
+            empty_pages_high: 256,
             quiet_frees: 4096,
             upkeep: UpkeepBy::Callers,
             ..Policy::default()

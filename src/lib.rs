@@ -1,4 +1,69 @@
-//! Dynamic per-CPU memory.
+//! Dynamic per-CPU memory, as a big kernel's scalability stands on it, for every Rust kernel and every Linux process.
+//!
+//! A per-CPU variable has a copy for every CPU. Each CPU works on its own copy, without a lock and without a cache line
+//! that another CPU wants; whoever needs the whole adds the copies up.
+//!
+//! ```text
+//!              unit 0 (CPU 0)        unit 1 (CPU 1)       ...        one unit per possible CPU, grouped by NUMA node
+//!  chunk 0   | static|rsvd|dyn |   | static|rsvd|dyn |               first chunk: embed or page, never goes away
+//!  chunk 1   |     dynamic     |   |     dynamic     |               later chunks: address space reserved per unit,
+//!    ...                                                             pages populated on demand
+//!
+//!  handle = a neutral address          copy on a CPU = handle + unit offset of the CPU
+//! ```
+//!
+//! One addition serves a static variable, a module's variable and a dynamic allocation alike: no table per variable, and
+//! no limit on how far the memory lies from the code.
+//!
+//! # In a Linux process
+//!
+//! ```
+//! use pcpu::{StaticVar, alloc_percpu, define_per_cpu, free_percpu, global, this_cpu_ptr};
+//! use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+//!
+//! define_per_cpu! {
+//!     /// Requests served, a static variable.
+//!     static REQUESTS: AtomicU64 = AtomicU64::new(0);
+//! }
+//! // The same, made at run time.
+//! let errors = alloc_percpu::<AtomicU64>()?;
+//!
+//! // SAFETY: static variables are never freed; `errors` is freed below.
+//! unsafe {
+//!     this_cpu_ptr(REQUESTS)?.as_ref().fetch_add(3, Relaxed);
+//!     this_cpu_ptr(errors)?.as_ref().fetch_add(1, Relaxed);
+//! }
+//! let cpus = global().units().possible();
+//! let served: u64 = cpus.iter().map(|cpu| REQUESTS.get(cpu).unwrap().load(Relaxed)).sum();
+//! assert_eq!(served, 3);
+//! // SAFETY: nobody uses the variable any more.
+//! unsafe { free_percpu(errors)? };
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # In a kernel
+//!
+//! Without the `std` feature the crate needs neither `std` nor `alloc`. A kernel describes its CPUs
+//! ([`unit::Topology`]), builds the first chunk from early memory ([`embed`] or [`page`]), implements [`backing::Backing`]
+//! or takes [`backing::contig`], and makes a [`PerCpuAllocator`] of both. [`Instance`] puts it into a `static`,
+//! [`Domain`] names it in the types of its handles.
+//!
+//! # To study allocation
+//!
+//! [`backing::sim`] is a machine of any shape; what runs on it is the same allocator.
+//!
+//! # How are per-CPU pointers implemented?
+//!
+//! A handle holds an address in the address space of the *template*, the one copy of the static variables that the
+//! compiler and linker know of. A table has, for each CPU, the distance from the template to the CPU's unit; a CPU's
+//! copy is the handle plus that distance. Memory that is allocated later is laid out so that the same distances hold
+//! for it: every chunk takes the same place relative to each unit. That is why a pointer and a symbol go through the
+//! one function [`per_cpu_ptr`], and why no variable needs a table of its own.
+//!
+//! # Features
+//!
+//! - `std` (default): the Linux process as a home: [`global`](mod@global), [`backing::mmap`], [`backing::sim`].
+
 #![no_std]
 
 #[cfg(any(feature = "std", test))]

@@ -10,7 +10,8 @@ use core::ops::Range;
 
 use lock_api::RawMutex;
 
-use super::{PerCpuAllocator, zero_area};
+use super::PerCpuAllocator;
+use super::serve::zero_area;
 use crate::backing::{Backing, BackingError, Context, PageSpan};
 use crate::cpus::Cpus;
 use crate::directory::Place;

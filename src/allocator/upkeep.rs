@@ -28,6 +28,16 @@ pub struct UpkeepReport {
     pub chunks_prepared: u32,
 }
 
+/// Pages that are about to lose their memory.
+struct Claim {
+    chunk: NonNull<Chunk>,
+    place: u32,
+    /// Counted in the chunk's map.
+    pages: Range<u32>,
+    /// Counted in the unit.
+    unit_pages: Range<u32>,
+}
+
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Whether an [`upkeep`](Self::upkeep) has something to do by the [policy](super::Policy). Cheap enough to ask
     /// after every request.
@@ -89,7 +99,13 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Gives back pages without areas until at most `keep` of them are left; returns how many.
     pub(super) fn give_back(&self, keep: u32) -> u64 {
         let mut given_back = 0;
-        while let Some((chunk, place, pages, unit_pages)) = self.claim_empty(keep) {
+        while let Some(Claim {
+            chunk,
+            place,
+            pages,
+            unit_pages,
+        }) = self.claim_empty(keep)
+        {
             let span = self.span(place, unit_pages, Cpus::Set(&self.units.populated_for));
             // SAFETY: the pages are claimed, no area touches them, and searches do not see them.
             unsafe { self.backing.depopulate(span) };
@@ -101,8 +117,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         given_back
     }
 
-    /// Claims a run of pages without areas: (chunk, place, pages of its map, pages of the unit).
-    fn claim_empty(&self, keep: u32) -> Option<(NonNull<Chunk>, u32, Range<u32>, Range<u32>)> {
+    /// Claims a run of pages without areas.
+    fn claim_empty(&self, keep: u32) -> Option<Claim> {
         let mut state = self.state.lock();
         let surplus = state.stats.empty_pages.saturating_sub(keep.into());
         if surplus == 0 || state.bring_up {
@@ -114,7 +130,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         state.edit(chunk, |body| {
             let pages = body.claim_empty(surplus.min(u32::MAX.into()) as u32)?;
             let unit_pages = body.unit_page(pages.start)..body.unit_page(pages.end);
-            Some((chunk, place, pages, unit_pages))
+            Some(Claim {
+                chunk,
+                place,
+                pages,
+                unit_pages,
+            })
         })
     }
 

@@ -124,7 +124,8 @@ impl AddressRange {
             Access::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
         };
         // SAFETY: the promise of the caller.
-        Ok(unsafe { mm::mprotect(self.pointer(address), bytes, flags)? })
+        unsafe { mm::mprotect(self.pointer(address), bytes, flags)? };
+        Ok(())
     }
 
     /// Gives the memory of whole pages back; they read as zero when touched again.

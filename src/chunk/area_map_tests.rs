@@ -71,14 +71,14 @@ impl AreaMap {
 }
 
 /// Takes everything but `free`, so that a search sees exactly these runs.
-fn with_free(pages: u32, free: &[Range<u32>]) -> AreaMap {
+fn with_free(pages: u32, free: &[(u32, u32)]) -> AreaMap {
     let mut map = whole_map(pages);
     let mut at = 0;
-    for run in free {
-        if run.start > at {
-            map.take(at, run.start - at);
+    for &(start, end) in free {
+        if start > at {
+            map.take(at, start - at);
         }
-        at = run.end;
+        at = end;
     }
     if at < pages * PAGE {
         map.take(at, pages * PAGE - at);
@@ -93,30 +93,37 @@ fn searches() {
     type Row = (
         &'static str,
         u32,
-        &'static [Range<u32>],
+        &'static [(u32, u32)],
         u32,
         u32,
         Option<u32>,
     );
     let rows: &[Row] = &[
-        ("empty map", 4, &[0..4096], 1, 1, Some(0)),
-        ("all of it", 4, &[0..4096], 4096, 1024, Some(0)),
-        ("one more than all", 4, &[0..4096], 4097, 1, None),
+        ("empty map", 4, &[(0, 4096)], 1, 1, Some(0)),
+        ("all of it", 4, &[(0, 4096)], 4096, 1024, Some(0)),
+        ("one more than all", 4, &[(0, 4096)], 4097, 1, None),
         ("full map", 4, &[], 1, 1, None),
         (
             "only one full page between",
             3,
-            &[0..1024, 2048..3072],
+            &[(0, 1024), (2048, 3072)],
             1025,
             1,
             None,
         ),
-        ("exact hole", 2, &[100..103, 500..510], 3, 1, Some(100)),
-        ("hole too short", 2, &[100..103, 500..510], 4, 1, Some(500)),
+        ("exact hole", 2, &[(100, 103), (500, 510)], 3, 1, Some(100)),
+        (
+            "hole too short",
+            2,
+            &[(100, 103), (500, 510)],
+            4,
+            1,
+            Some(500),
+        ),
         (
             "straddles a page border",
             2,
-            &[1020..1030],
+            &[(1020, 1030)],
             10,
             1,
             Some(1020),
@@ -124,7 +131,7 @@ fn searches() {
         (
             "straddles, aligned up over the border",
             2,
-            &[1021..1032],
+            &[(1021, 1032)],
             8,
             8,
             Some(1024),
@@ -132,7 +139,7 @@ fn searches() {
         (
             "straddles, does not fit once aligned",
             2,
-            &[1021..1030],
+            &[(1021, 1030)],
             8,
             8,
             None,
@@ -140,7 +147,7 @@ fn searches() {
         (
             "straddles three pages",
             4,
-            &[1000..3100],
+            &[(1000, 3100)],
             2100,
             1,
             Some(1000),
@@ -148,7 +155,7 @@ fn searches() {
         (
             "straddles a group of eight",
             16,
-            &[8190..8195],
+            &[(8190, 8195)],
             5,
             1,
             Some(8190),
@@ -156,7 +163,7 @@ fn searches() {
         (
             "straddles a group, aligned",
             16,
-            &[8190..8195],
+            &[(8190, 8195)],
             2,
             4,
             Some(8192),
@@ -164,7 +171,7 @@ fn searches() {
         (
             "straddles many groups",
             64,
-            &[8000..40000],
+            &[(8000, 40000)],
             32000,
             1,
             Some(8000),
@@ -172,16 +179,16 @@ fn searches() {
         (
             "lowest of two",
             64,
-            &[60000..60010, 2000..2000],
+            &[(2000, 2010), (60000, 60010)],
             10,
             1,
-            Some(60000),
+            Some(2000),
         ),
-        ("page alignment", 4, &[1..4096], 5, 1024, Some(1024)),
+        ("page alignment", 4, &[(1, 4096)], 5, 1024, Some(1024)),
         (
             "page alignment, a hole that holds none",
             4,
-            &[1..1024, 2050..3071],
+            &[(1, 1024), (2050, 3071)],
             5,
             1024,
             None,
@@ -189,16 +196,16 @@ fn searches() {
         (
             "alignment hole before a good one",
             4,
-            &[1..8, 1026..1039],
+            &[(1, 8), (1026, 1039)],
             4,
             8,
             Some(1032),
         ),
-        ("last granule", 4, &[4095..4096], 1, 1, Some(4095)),
+        ("last granule", 4, &[(4095, 4096)], 1, 1, Some(4095)),
         (
             "longer than a word, over a page border",
             2,
-            &[900..1100],
+            &[(900, 1100)],
             200,
             1,
             Some(900),
@@ -206,16 +213,14 @@ fn searches() {
         (
             "longer than a word, aligned",
             2,
-            &[900..1200],
+            &[(900, 1200)],
             128,
             64,
             Some(960),
         ),
     ];
     for (what, pages, free, len, align, found) in rows {
-        let mut free: Vec<_> = free.to_vec();
-        free.retain(|run| !run.is_empty());
-        let mut map = with_free(*pages, &free);
+        let mut map = with_free(*pages, free);
         assert_eq!(map.find(*len, *align), *found, "{what}");
         if let Some(start) = *found {
             map.take(start, *len);
@@ -258,17 +263,17 @@ fn growing_takes_the_fewest_vacant_pages() {
     type Row = (
         &'static str,
         &'static [u32],
-        &'static [Range<u32>],
+        &'static [(u32, u32)],
         u32,
         u32,
         Result<u32, u32>,
     );
     let rows: &[Row] = &[
-        ("all vacant", &[0, 1, 2, 3], &[0..4096], 5, 1, Ok(0)),
+        ("all vacant", &[0, 1, 2, 3], &[(0, 4096)], 5, 1, Ok(0)),
         (
             "starts in the tail of a page",
             &[2],
-            &[2000..3072],
+            &[(2000, 3072)],
             100,
             1,
             Ok(2000),
@@ -276,7 +281,7 @@ fn growing_takes_the_fewest_vacant_pages() {
         (
             "the tail does not suit the alignment",
             &[2],
-            &[2001..3072],
+            &[(2001, 3072)],
             1000,
             1024,
             Ok(2048),
@@ -284,7 +289,7 @@ fn growing_takes_the_fewest_vacant_pages() {
         (
             "ends in the head of a page",
             &[1],
-            &[1024..2148],
+            &[(1024, 2148)],
             1100,
             1,
             Ok(1024),
@@ -292,7 +297,7 @@ fn growing_takes_the_fewest_vacant_pages() {
         (
             "one vacant page rather than two",
             &[0, 1, 3],
-            &[0..2048, 2500..4096],
+            &[(0, 2048), (2500, 4096)],
             1500,
             1,
             Ok(2500),
@@ -300,12 +305,12 @@ fn growing_takes_the_fewest_vacant_pages() {
         (
             "lowest of two alike",
             &[1, 3],
-            &[1024..2048, 3072..4096],
+            &[(1024, 2048), (3072, 4096)],
             7,
             1,
             Ok(1024),
         ),
-        ("too long", &[1, 2], &[1024..3080], 2057, 1, Err(2056)),
+        ("too long", &[1, 2], &[(1024, 3080)], 2057, 1, Err(2056)),
         ("nothing vacant, nothing free", &[], &[], 1, 1, Err(0)),
     ];
     for (what, vacant, free, len, align, found) in rows {
@@ -316,7 +321,7 @@ fn growing_takes_the_fewest_vacant_pages() {
         map.check();
         assert_eq!(map.find_growing(*len, *align), *found, "{what}");
     }
-    let mut map = with_free(4, &[0..4096]);
+    let mut map = with_free(4, &[(0, 4096)]);
     map.set_visibility(0..4, Visibility::Hidden);
     assert_eq!(
         map.find_growing(1, 1),

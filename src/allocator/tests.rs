@@ -1,0 +1,130 @@
+//! The sums, lists and trees of the state against a recount, again and again during random operations.
+
+use std::vec::Vec;
+
+use super::*;
+use crate::backing::sim::{Machine, SimAllocator};
+use crate::chunk::Membership;
+use crate::directory::Room;
+use crate::unit::FirstChunkSpec;
+
+impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
+    /// Panics unless all that is kept in step is in step.
+    fn check(&self) {
+        let state = self.state.lock();
+        let (mut populated, mut empty, mut areas, mut spares, mut chunks) = (0, 0, 0, 0, 0);
+        let mut longest = 0;
+        for (place, chunk) in state.directory.chunks() {
+            let body = state.body(chunk);
+            body.check();
+            let is_spare = body.membership == Membership::Spare;
+            let room = Room {
+                ready: body.map.longest(),
+                growing: body.room(),
+            };
+            if !is_spare {
+                longest = longest.max(room.ready).max(room.growing);
+                for granules in [1, room.ready, room.growing] {
+                    let is_enough = |has: u32| granules > 0 && has >= granules;
+                    let ready = state.directory.find_ready(granules, place);
+                    assert_eq!(ready == Some(place), is_enough(room.ready) || granules == 0);
+                    let growing = state.directory.find_growing(granules, place);
+                    assert_eq!(
+                        growing == Some(place),
+                        is_enough(room.growing) || granules == 0
+                    );
+                }
+            }
+            chunks += 1;
+            spares += u32::from(is_spare);
+            empty += u64::from(body.counts.empty);
+            areas += u64::from(body.counts.areas);
+            if place != 0 {
+                populated += u64::from(body.counts.populated);
+            }
+        }
+        if let Some(reserved) = state.reserved {
+            state.body(reserved).check();
+            areas += u64::from(state.body(reserved).counts.areas);
+        }
+        populated += self.geometry.sizes.populated_pages() as u64;
+        let stats = &state.stats;
+        assert_eq!(state.directory.longest(), longest);
+        assert_eq!(
+            (
+                stats.populated_pages,
+                stats.empty_pages,
+                stats.live,
+                stats.spare_chunks,
+                stats.chunks
+            ),
+            (populated, empty, areas, spares, chunks)
+        );
+        assert_eq!(stats.live_sizes.iter().sum::<u64>(), areas);
+    }
+}
+
+fn small_machine() -> Machine {
+    let spec = FirstChunkSpec {
+        static_bytes: 1001,
+        reserved_bytes: 4096,
+        dyn_bytes: 12 << 10,
+        ..FirstChunkSpec::default()
+    };
+    Machine::new(2).spec(spec).unit_bytes(64 << 10).checked()
+}
+
+fn exercise(pcpu: &SimAllocator, rounds: u32, seed: u64) {
+    let mut state = seed;
+    let mut next = move |below: u32| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 33) as u32 % below
+    };
+    let mut live = Vec::new();
+    for round in 0..rounds {
+        let grow = if round / 300 % 2 == 0 { 3 } else { 1 };
+        if next(4) < grow {
+            let bytes = [4, 8, 24, 64, 500, 4096, 9000, 32768][next(8) as usize];
+            let request = Request::new(bytes, 4 << next(11)).with_flags(match next(3) {
+                0 => AllocFlags::ATOMIC,
+                _ => AllocFlags::empty(),
+            });
+            if let Ok(address) = pcpu.allocate(&request) {
+                live.push(address);
+            }
+        } else if !live.is_empty() {
+            let address = live.swap_remove(next(live.len() as u32) as usize);
+            assert_eq!(pcpu.free(address), Ok(()));
+        }
+        if next(10) == 0 {
+            pcpu.upkeep();
+        }
+        if round % 16 == 0 {
+            pcpu.check();
+        }
+    }
+    for address in live {
+        assert_eq!(pcpu.free(address), Ok(()));
+    }
+    pcpu.trim(0);
+    pcpu.check();
+    assert_eq!(pcpu.stats().chunks, 1);
+}
+
+#[test]
+fn all_stays_in_step() {
+    exercise(
+        &small_machine().build().unwrap(),
+        2000,
+        0x9e37_79b9_7f4a_7c15,
+    );
+}
+
+#[test]
+fn all_stays_in_step_while_the_backing_fails() {
+    let pcpu = small_machine().build().unwrap();
+    pcpu.backing().set_faults(|call| call % 3 == 0);
+    exercise(&pcpu, 2000, 0x2545_f491_4f6c_dd1d);
+}
