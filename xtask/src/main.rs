@@ -1,1 +1,39 @@
-fn main() {}
+//! The project's own tasks, run as `cargo xtask TASK`.
+//!
+//! | task | what it does |
+//! |---|---|
+//! | `test` | every check and test of the project |
+//! | `test FILTER` | those steps whose name contains FILTER |
+//!
+//! A run ends with the line `N passed, N failed`, which counts tests and other checks alike. Exit 0: all passed;
+//! 1: some failed; 2: no such task.
+
+use std::process::ExitCode;
+
+mod command;
+mod freestanding;
+mod layout;
+mod replay;
+mod steps;
+mod tally;
+
+const USAGE: &str = "usage: cargo xtask test [FILTER]";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["test"] => steps::run(""),
+        ["test", filter] if !filter.starts_with('-') && steps::any(filter) => steps::run(filter),
+        ["test", filter] if !filter.starts_with('-') => wrong_use(&format!(
+            "no step is named like '{filter}'; there are: {}",
+            steps::names()
+        )),
+        _ => wrong_use(USAGE),
+    }
+}
+
+fn wrong_use(line: &str) -> ExitCode {
+    eprintln!("{line}");
+    ExitCode::from(2)
+}

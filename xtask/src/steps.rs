@@ -1,0 +1,133 @@
+//! The steps of `cargo xtask test`, cheap ones first, and how they are run.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use crate::command::{Failure, Program, cargo, check, check_tests};
+use crate::tally::Tally;
+use crate::{freestanding, layout, replay};
+
+/// One step: a name to pick it by, what it shows, and how.
+struct Step {
+    name: &'static str,
+    shows: &'static str,
+    run: fn() -> Result<Tally, Failure>,
+}
+
+const STEPS: &[Step] = &[
+    Step {
+        name: "format",
+        shows: "all code is formatted",
+        run: || {
+            check(&mut cargo(
+                "fmt --all --check -- xtask/freestanding/main.rs",
+            ))
+        },
+    },
+    Step {
+        name: "clippy",
+        shows: "no warning anywhere",
+        run: || {
+            check(&mut cargo(
+                "clippy --workspace --all-targets -- -D warnings",
+            ))
+        },
+    },
+    Step {
+        name: "clippy-no-std",
+        shows: "no warning in the library without std",
+        run: || {
+            check(&mut cargo(
+                "clippy --package pcpu --no-default-features -- -D warnings",
+            ))
+        },
+    },
+    Step {
+        name: "freestanding",
+        shows: "a program without std, alloc and libc links the library and runs",
+        run: freestanding::check,
+    },
+    Step {
+        name: "docs",
+        shows: "the documentation builds without a warning",
+        run: || check(cargo("doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings")),
+    },
+    Step {
+        name: "tests",
+        shows: "unit, integration, property and doc tests",
+        run: || check_tests(&mut cargo("test --workspace --no-fail-fast")),
+    },
+    Step {
+        name: "tests-release",
+        shows: "the library's tests hold for optimised code",
+        run: || {
+            check_tests(&mut cargo(
+                "test --release --package pcpu --tests --no-fail-fast",
+            ))
+        },
+    },
+    Step {
+        name: "demo",
+        shows: "all checks of the demo hold on this machine",
+        run: || check(&mut Program::build()?.run("demo")),
+    },
+    Step {
+        name: "layout",
+        shows: "the program prints first chunks as real kernels did",
+        run: layout::check,
+    },
+    Step {
+        name: "replay",
+        shows: "real traces: nothing is refused, packing is no worse than Linux's",
+        run: replay::check,
+    },
+];
+
+/// The names of all steps.
+pub fn names() -> String {
+    let names: Vec<&str> = STEPS.iter().map(|step| step.name).collect();
+    names.join(", ")
+}
+
+/// Whether there is a step whose name contains `filter`.
+pub fn any(filter: &str) -> bool {
+    chosen(filter).next().is_some()
+}
+
+/// Runs the steps whose name contains `filter`, also after one has failed, and closes with the sums.
+pub fn run(filter: &str) -> ExitCode {
+    let mut sum = Tally::default();
+    let mut summary = Vec::new();
+    for step in chosen(filter) {
+        println!("\n==> {}: {}", step.name, step.shows);
+        let start = Instant::now();
+        let tally = (step.run)().unwrap_or_else(|failure| {
+            println!("{failure}");
+            Tally::FAIL
+        });
+        sum += tally;
+        summary.push((step.name, tally, start.elapsed()));
+    }
+    close(&summary, sum)
+}
+
+fn chosen(filter: &str) -> impl Iterator<Item = &'static Step> {
+    STEPS.iter().filter(move |step| step.name.contains(filter))
+}
+
+fn close(summary: &[(&str, Tally, Duration)], sum: Tally) -> ExitCode {
+    println!("\n==> summary");
+    for (name, tally, time) in summary {
+        let mark = if tally.failed == 0 { "ok" } else { "FAILED" };
+        println!(
+            "{name:<14} {:>7.1} s  {mark:<6}  {tally}",
+            time.as_secs_f64()
+        );
+    }
+    println!("\n{sum}");
+    if sum.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
