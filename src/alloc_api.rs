@@ -158,8 +158,8 @@ impl<B: Backing, R: RawMutex> fmt::Debug for Instance<B, R> {
 /// is `Copy`, may dangle, and carries no promise about `T`; unlike one it may be sent anywhere, for it gives no access.
 pub struct PerCpuPtr<T, D = Global> {
     address: NonZeroUsize,
-    /// Neither owns a `T` nor depends on its marker traits; belongs to `D`.
-    marker: PhantomData<(fn() -> T, D)>,
+    /// Neither owns a `T` nor depends on marker traits; belongs to `D`.
+    marker: PhantomData<fn() -> (T, D)>,
 }
 
 impl<T, D> PerCpuPtr<T, D> {
@@ -298,7 +298,8 @@ pub fn alloc_percpu_bytes<D: Domain>(request: &Request) -> Result<PerCpuPtr<u8, 
 /// No copy of the variable is used any more, on any CPU; and it was allocated by the caller's side, not by an owner
 /// that will free it itself.
 pub unsafe fn free_percpu<T, D: Domain>(variable: PerCpuPtr<T, D>) -> Result<(), FreeError> {
-    D::allocator().free(variable.neutral())
+    // SAFETY: the promise of the caller.
+    unsafe { D::allocator().free(variable.neutral()) }
 }
 
 /// [`free_percpu`] with flags.
@@ -312,7 +313,8 @@ pub unsafe fn free_percpu_with<T, D: Domain>(
     variable: PerCpuPtr<T, D>,
     flags: FreeFlags,
 ) -> Result<(), FreeError> {
-    D::allocator().free_with(variable.neutral(), flags)
+    // SAFETY: the promise of the caller.
+    unsafe { D::allocator().free_with(variable.neutral(), flags) }
 }
 
 /// `cpu`'s copy of a variable, static or dynamic.
@@ -331,6 +333,9 @@ pub fn per_cpu_ptr<H: Handle>(variable: H, cpu: CpuId) -> Result<NonNull<H::Targ
 
 /// The current CPU's copy of a variable. By the time it is used the caller may run on another CPU, unless something keeps
 /// it where it is.
+///
+/// On a CPU that has not been brought up it brings the CPU up, which may sleep: not from an interrupt or a signal handler
+/// then.
 ///
 /// # Errors
 /// [`CpuError`] if the CPU is not possible, or is new and has no memory.

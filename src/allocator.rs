@@ -20,14 +20,14 @@ use core::sync::atomic::AtomicBool;
 use lock_api::{Mutex, MutexGuard, RawMutex};
 
 use crate::backing::{Backing, BackingError, ChunkSpace, Context, PageSpan, Window};
-use crate::chunk::{Chunk, ChunkLayout, MAX_AREA_PAGES, Nature};
+use crate::chunk::{Chunk, ChunkLayout, MAX_MASK_PAGES, Nature, PageMask};
 use crate::cpus::{Cpus, Units, UnitsLayout};
 use crate::directory::{Directory, DirectoryLayout};
 use crate::metadata::BlockLayout;
 use crate::request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
 use crate::stats::EventHook;
 use crate::unit::{CpuId, FirstChunk, GRANULE_BYTES, Regions, UnitSizes};
-use state::State;
+use state::{Batch, State};
 
 mod bring_up;
 mod query;
@@ -38,6 +38,9 @@ mod upkeep;
 
 pub use query::{AddressInfo, Region};
 pub use upkeep::UpkeepReport;
+
+/// The longest unit: its granules, and those of a request behind them, are numbered in 32 bits.
+const MAX_UNIT_BYTES: usize = 8 << 30;
 
 /// What an instance decides by itself, in numbers.
 ///
@@ -122,8 +125,10 @@ struct Geometry {
 /// let counter = pcpu.allocate(&Request::new(8, 8))?;
 /// let copies = pcpu.units().possible().iter().map(|cpu| pcpu.per_cpu_address(counter, cpu));
 /// assert_eq!(copies.flatten().count(), 4);
-/// pcpu.free(counter)?;
-/// assert!(pcpu.free(counter).is_err(), "a second free is caught");
+/// // SAFETY: nobody uses the counter any more.
+/// unsafe { pcpu.free(counter)? };
+/// // SAFETY: no area is there any more: a second free is caught.
+/// assert!(unsafe { pcpu.free(counter) }.is_err());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct PerCpuAllocator<B: Backing, R: RawMutex> {
@@ -169,6 +174,15 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let plan = first_chunk.plan();
         let sizes = *plan.sizes();
         let window = backing.window();
+        let end_bytes = window.pitch_bytes.checked_mul(window.chunks as usize);
+        let fits = end_bytes.is_some_and(|bytes| window.base.checked_add(bytes).is_some());
+        if window.base == 0
+            || !window.base.is_multiple_of(GRANULE_BYTES)
+            || window.chunks == 0
+            || !fits
+        {
+            return Err(SetupError::Window { window });
+        }
         if window.base != first_chunk.base() {
             return Err(SetupError::WindowBase {
                 base: window.base,
@@ -179,7 +193,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let granules_per_page = (sizes.page_bytes() / GRANULE_BYTES) as u32;
         let limit_bytes = sizes
             .unit_bytes()
-            .min((MAX_AREA_PAGES as usize - 1) * sizes.page_bytes());
+            .min((MAX_MASK_PAGES as usize - 1) * sizes.page_bytes());
         if policy.max_alloc_bytes > limit_bytes {
             return Err(SetupError::MaxAlloc {
                 bytes: policy.max_alloc_bytes,
@@ -194,24 +208,14 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                 unit_bytes: sizes.unit_bytes(),
             });
         }
-        if window.chunks == 0
-            || window
-                .pitch_bytes
-                .checked_mul(window.chunks as usize)
-                .is_none()
-        {
-            return Err(SetupError::WindowChunks {
-                chunks: window.chunks,
+        if sizes.unit_bytes() > MAX_UNIT_BYTES {
+            return Err(SetupError::UnitBytes {
+                unit_bytes: sizes.unit_bytes(),
+                limit_bytes: MAX_UNIT_BYTES,
             });
         }
-        let unit_granules = u32::try_from(sizes.unit_bytes() / GRANULE_BYTES).map_err(|_| {
-            SetupError::UnitBytes {
-                unit_bytes: sizes.unit_bytes(),
-            }
-        })?;
         let overflow = |_| SetupError::Backing(BackingError::OutOfMetadata);
         let chunk = ChunkLayout::new(pages as u32, granules_per_page).map_err(overflow)?;
-        debug_assert_eq!(unit_granules, pages as u32 * granules_per_page);
 
         let mut block = BlockLayout::new();
         let units_layout = UnitsLayout::add(&mut block, plan.nr_cpu_ids()).map_err(overflow)?;
@@ -277,7 +281,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let (dynamic, dynamic_bytes) =
             make(granules(&self.geometry.regions.dynamic)).map_err(SetupError::Backing)?;
         let state = self.state.get_mut();
-        state.add_chunk(dynamic, 0);
+        state.add_first_chunk(dynamic);
         state.metadata_grew(dynamic_bytes);
         state.count_first_chunk(self.geometry.sizes.populated_pages() as u64);
         if !self.geometry.regions.reserved.is_empty() {
@@ -302,6 +306,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// The sizes of a unit and its regions.
     pub fn sizes(&self) -> &UnitSizes {
         &self.geometry.sizes
+    }
+
+    /// The layout of every later chunk's metadata.
+    pub fn chunk_metadata_layout(&self) -> Layout {
+        self.geometry.chunk.block
     }
 
     /// The policy in force.
@@ -345,15 +354,23 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     ///
     /// # Errors
     /// [`FreeError`] says what `address` is instead; nothing has changed then.
-    pub fn free(&self, address: usize) -> Result<(), FreeError> {
-        self.free_with(address, FreeFlags::empty())
+    ///
+    /// # Safety
+    /// If an area starts at `address`, it is the caller's to free, and no copy of it is used any more. (Any other address
+    /// is refused.)
+    pub unsafe fn free(&self, address: usize) -> Result<(), FreeError> {
+        // SAFETY: the promise of the caller.
+        unsafe { self.free_with(address, FreeFlags::empty()) }
     }
 
     /// [`free`](Self::free) with flags: from atomic context, or an area of the reserved region.
     ///
     /// # Errors
     /// As [`free`](Self::free).
-    pub fn free_with(&self, address: usize, flags: FreeFlags) -> Result<(), FreeError> {
+    ///
+    /// # Safety
+    /// As [`free`](Self::free).
+    pub unsafe fn free_with(&self, address: usize, flags: FreeFlags) -> Result<(), FreeError> {
         self.take_back(address, flags)?;
         if self.policy.upkeep == UpkeepBy::Callers
             && !flags.intersects(FreeFlags::ATOMIC | FreeFlags::TRY)
@@ -386,21 +403,21 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
     }
 
-    /// Neighbouring pages of the chunk at `place`, on `cpus`. Pages are those of the unit.
-    fn span<'a>(&'a self, place: u32, pages: Range<u32>, cpus: Cpus<'a>) -> PageSpan<'a> {
-        let page_bytes = self.geometry.sizes.page_bytes();
-        let len = pages.end - pages.start;
+    /// Pages of the chunk at `place`, counted in the unit, on `cpus`.
+    fn span<'a>(&'a self, place: u32, pages: PageMask, cpus: Cpus<'a>) -> PageSpan<'a> {
         PageSpan {
             chunk: place,
-            first_page: pages.start,
-            pages: len,
-            neutral: self
-                .neutral(place)
-                .wrapping_add(pages.start as usize * page_bytes),
-            bytes: len as usize * page_bytes,
+            neutral: self.neutral(place),
+            page_bytes: self.geometry.sizes.page_bytes(),
+            pages,
             cpus,
             units: &self.units,
         }
+    }
+
+    /// The CPUs that a batch of work populates pages for.
+    fn populated_for(&self, batch: Batch) -> Cpus<'_> {
+        Cpus::Set(&self.units.populated_for[batch.phase])
     }
 
     fn space(&self, place: u32) -> ChunkSpace<'_> {

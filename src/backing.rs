@@ -7,12 +7,14 @@
 //! allocator exists; its pages never go away and no backing call is about it.
 //!
 //! All calls come without any lock of the allocator held. Calls about one chunk may overlap in time, but never two
-//! about the same page.
+//! about the same page on the same CPU.
 
 use core::alloc::Layout;
 use core::fmt;
+use core::ops::Range;
 use core::ptr::NonNull;
 
+use crate::chunk::PageMask;
 use crate::cpus::{Cpus, Units};
 use crate::unit::{Contents, CpuId, NodeId};
 
@@ -71,54 +73,84 @@ impl fmt::Display for BackingError {
 
 impl core::error::Error for BackingError {}
 
-/// The address space of one chunk in every possible CPU's unit.
+/// The address space of one chunk in every possible CPU's unit. Only the allocator makes one.
 #[derive(Debug, Clone, Copy)]
 pub struct ChunkSpace<'a> {
-    /// Number of the chunk in the window; never 0.
-    pub chunk: u32,
-    /// Neutral address of the chunk.
-    pub neutral: usize,
-    /// Length of a unit's part.
-    pub unit_bytes: usize,
-    /// Where the units lie.
-    pub units: &'a Units,
+    pub(crate) chunk: u32,
+    pub(crate) neutral: usize,
+    pub(crate) unit_bytes: usize,
+    pub(crate) units: &'a Units,
 }
 
 impl<'a> ChunkSpace<'a> {
+    /// Number of the chunk in the window; never 0. A number is used again once the chunk has been released.
+    pub fn chunk(&self) -> u32 {
+        self.chunk
+    }
+
+    /// Neutral address of the chunk.
+    pub fn neutral(&self) -> usize {
+        self.neutral
+    }
+
+    /// Length of a unit's part, in bytes.
+    pub fn unit_bytes(&self) -> usize {
+        self.unit_bytes
+    }
+
+    /// Where the units lie, which CPUs there are, and which of them are materialised.
+    pub fn units(&self) -> &'a Units {
+        self.units
+    }
+
     /// The chunk's address space in the unit of every possible CPU.
     pub fn areas(self) -> impl Iterator<Item = CpuArea> + 'a {
-        areas(
-            self.units,
-            Cpus::Set(self.units.possible()),
-            self.neutral,
-            self.unit_bytes,
-        )
+        let cpus = Cpus::Set(self.units.possible());
+        areas(self.units, cpus, self.neutral, self.unit_bytes)
     }
 }
 
-/// Neighbouring pages of one chunk on some CPUs.
+/// Some pages of one chunk on some CPUs. Only the allocator makes one. It may be gone through as often as one likes: the
+/// pages and the CPUs stay the same.
 #[derive(Debug, Clone, Copy)]
 pub struct PageSpan<'a> {
-    /// Number of the chunk in the window; never 0.
-    pub chunk: u32,
-    /// First page, counted from the start of the unit.
-    pub first_page: u32,
-    /// How many pages.
-    pub pages: u32,
-    /// Neutral address of the first page.
-    pub neutral: usize,
-    /// Length of the pages.
-    pub bytes: usize,
-    /// The CPUs concerned.
-    pub cpus: Cpus<'a>,
-    /// Where the units lie.
-    pub units: &'a Units,
+    pub(crate) chunk: u32,
+    pub(crate) neutral: usize,
+    pub(crate) page_bytes: usize,
+    pub(crate) pages: PageMask,
+    pub(crate) cpus: Cpus<'a>,
+    pub(crate) units: &'a Units,
 }
 
 impl<'a> PageSpan<'a> {
-    /// The pages' address range in the unit of each CPU concerned.
+    /// Number of the chunk in the window; never 0.
+    pub fn chunk(&self) -> u32 {
+        self.chunk
+    }
+
+    /// The CPUs concerned.
+    pub fn cpus(&self) -> Cpus<'a> {
+        self.cpus
+    }
+
+    /// Where the units lie, which CPUs there are, and which of them are materialised.
+    pub fn units(&self) -> &'a Units {
+        self.units
+    }
+
+    /// The pages as runs of neighbours, counted from the start of the unit.
+    pub fn runs(&self) -> impl Iterator<Item = Range<u32>> + use<> {
+        self.pages.runs()
+    }
+
+    /// The address ranges of the pages, a range for every run in the unit of every CPU concerned.
     pub fn areas(self) -> impl Iterator<Item = CpuArea> + 'a {
-        areas(self.units, self.cpus, self.neutral, self.bytes)
+        self.pages.runs().flat_map(move |run| {
+            let neutral = self
+                .neutral
+                .wrapping_add(run.start as usize * self.page_bytes);
+            areas(self.units, self.cpus, neutral, run.len() * self.page_bytes)
+        })
     }
 }
 
@@ -154,6 +186,10 @@ pub struct CpuArea {
 
 /// Supplies address space, pages and metadata.
 ///
+/// What the copies of a possible CPU that is not materialised hold: they must be readable, as zeroes, wherever a chunk is
+/// reserved, for [`per_cpu_ptr`](crate::per_cpu_ptr) promises that. A kernel may map one frame of zeroes there, read only,
+/// and replace it when the CPU is brought up; in a process untouched address space does it.
+///
 /// # Safety
 /// The allocator hands out memory on the word of its backing:
 /// - between a successful [`populate`](Self::populate) and the matching [`depopulate`](Self::depopulate) every byte of
@@ -165,7 +201,10 @@ pub unsafe trait Backing {
     /// Where chunks lie. Asked once, at set-up.
     fn window(&self) -> Window;
 
-    /// Memory for the allocator's own data.
+    /// Memory for the allocator's own data: two blocks at set-up, one or two for the first chunk, then one for each
+    /// chunk, all of them of the layout that
+    /// [`chunk_metadata_layout`](crate::PerCpuAllocator::chunk_metadata_layout) tells, so that a kernel can keep a few
+    /// ready.
     ///
     /// # Errors
     /// [`BackingError::OutOfMetadata`], or [`BackingError::WouldSleep`] in atomic context.
@@ -175,38 +214,52 @@ pub unsafe trait Backing {
         context: Context,
     ) -> Result<NonNull<u8>, BackingError>;
 
-    /// Takes metadata back.
+    /// Takes metadata back. Always in a context that may sleep.
     ///
     /// # Safety
     /// `block` came from [`allocate_metadata`](Self::allocate_metadata) of this backing with the same `layout`, and is
     /// not used any more.
     unsafe fn free_metadata(&self, block: NonNull<u8>, layout: Layout);
 
-    /// Makes a chunk's address space ready, so that populating its pages later needs memory only.
+    /// Makes a chunk's address space ready, so that populating its pages later needs frames only, and never sleeps.
+    /// Calls about different chunks may overlap.
     ///
     /// # Errors
     /// Any [`BackingError`]; then nothing is reserved.
-    fn reserve(&self, space: ChunkSpace<'_>, context: Context) -> Result<(), BackingError>;
+    ///
+    /// # Safety
+    /// The chunk is not reserved.
+    unsafe fn reserve(&self, space: ChunkSpace<'_>, context: Context) -> Result<(), BackingError>;
 
-    /// Gives a chunk's address space back.
+    /// Gives a chunk's address space back. Always in a context that may sleep.
     ///
     /// # Safety
     /// The chunk was reserved, none of its pages is populated, and nothing uses its addresses any more.
     unsafe fn release(&self, space: ChunkSpace<'_>);
 
-    /// Gives the pages memory on all CPUs of the span, or on none. With [`Cpus::One`] (a CPU is brought up) a page that
-    /// has memory there already keeps it.
+    /// Gives all pages of the span memory on all of its CPUs, or none on any. With [`Cpus::One`] (a CPU is brought up) a
+    /// page that has memory there already keeps it.
     ///
-    /// Returns what the memory holds: with [`Contents::Zeroed`] the allocator does not zero it again.
+    /// Returns what the memory holds: [`Contents::Zeroed`] only if all of it is known to be zero; the allocator does not
+    /// zero it again then.
     ///
     /// # Errors
-    /// Any [`BackingError`]; then no page of the span has memory.
-    fn populate(&self, span: PageSpan<'_>, context: Context) -> Result<Contents, BackingError>;
-
-    /// Takes the pages' memory away on all CPUs of the span. A page that has none on some CPU is passed over.
+    /// [`BackingError::OutOfFrames`]; then no page of the span has memory, but those that a CPU had before.
     ///
     /// # Safety
-    /// Nothing uses the memory any more.
+    /// The chunk is reserved. The pages are in nobody's use; but for [`Cpus::One`] none of them is populated.
+    unsafe fn populate(
+        &self,
+        span: PageSpan<'_>,
+        context: Context,
+    ) -> Result<Contents, BackingError>;
+
+    /// Takes the memory of the pages away on all CPUs of the span. A page that has none on some CPU is passed over.
+    /// Always in a context that may sleep. One call is one batch: a kernel unmaps all of it, flushes the translations of
+    /// all CPUs once, and only then frees the frames.
+    ///
+    /// # Safety
+    /// The chunk is reserved, and nothing uses the memory any more.
     unsafe fn depopulate(&self, span: PageSpan<'_>);
 
     /// The physical address behind `address` (real, not neutral), if the backing can tell.
@@ -240,8 +293,9 @@ unsafe impl<B: Backing + ?Sized> Backing for &B {
         unsafe { (**self).free_metadata(block, layout) }
     }
 
-    fn reserve(&self, space: ChunkSpace<'_>, context: Context) -> Result<(), BackingError> {
-        (**self).reserve(space, context)
+    unsafe fn reserve(&self, space: ChunkSpace<'_>, context: Context) -> Result<(), BackingError> {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { (**self).reserve(space, context) }
     }
 
     unsafe fn release(&self, space: ChunkSpace<'_>) {
@@ -249,8 +303,13 @@ unsafe impl<B: Backing + ?Sized> Backing for &B {
         unsafe { (**self).release(space) }
     }
 
-    fn populate(&self, span: PageSpan<'_>, context: Context) -> Result<Contents, BackingError> {
-        (**self).populate(span, context)
+    unsafe fn populate(
+        &self,
+        span: PageSpan<'_>,
+        context: Context,
+    ) -> Result<Contents, BackingError> {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { (**self).populate(span, context) }
     }
 
     unsafe fn depopulate(&self, span: PageSpan<'_>) {

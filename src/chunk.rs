@@ -17,16 +17,17 @@ use core::ptr::NonNull;
 
 use intrusive_collections::{LinkedListLink, UnsafeRef, intrusive_adapter};
 
+use crate::directory::Room;
 use crate::metadata::{BlockLayout, MetaSlice};
 use crate::unit::{Contents, GRANULE_BYTES};
-use area_map::{AreaMap, AreaMapLayout, NoArea, Visibility};
+use area_map::{AreaMap, AreaMapLayout, Effort, NoArea, Visibility};
 
 pub(crate) mod area_map;
 pub(crate) mod bitmap;
 pub(crate) mod summary;
 
-/// Pages that one area may touch: as many as a [`PageMask`] can name.
-pub(crate) const MAX_AREA_PAGES: u32 = u64::BITS;
+/// Pages that a [`PageMask`] can name, and so those that one area may touch.
+pub(crate) const MAX_MASK_PAGES: u32 = u64::BITS;
 
 /// Whether a page has memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,24 +62,47 @@ pub(crate) enum Membership {
     Drain,
 }
 
-/// Some pages of an area: bit `i` is the `i`-th page that the area touches.
+/// Up to 64 pages of a chunk: bit `i` is page `first + i`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct PageMask(u64);
+pub(crate) struct PageMask {
+    first: u32,
+    bits: u64,
+}
 
 impl PageMask {
-    pub(crate) fn is_empty(self) -> bool {
-        self.0 == 0
+    /// No pages, of those from `first` on.
+    const fn none(first: u32) -> Self {
+        Self { first, bits: 0 }
     }
 
-    /// The runs of neighbouring pages in the mask, as page numbers from `first` on.
-    pub(crate) fn runs(self, first: u32) -> impl Iterator<Item = Range<u32>> {
+    fn insert(&mut self, page: u32) {
+        self.bits |= 1 << (page - self.first);
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.bits == 0
+    }
+
+    pub(crate) fn count(self) -> u32 {
+        self.bits.count_ones()
+    }
+
+    /// The same pages, counted from a page that lies `pages` before.
+    pub(crate) fn shifted(self, pages: u32) -> Self {
+        Self {
+            first: self.first + pages,
+            ..self
+        }
+    }
+
+    /// The runs of neighbouring pages.
+    pub(crate) fn runs(self) -> impl Iterator<Item = Range<u32>> + use<> {
         let mut at = 0;
         core::iter::from_fn(move || {
-            let left = self.0.checked_shr(at).filter(|&left| left != 0)?;
+            let left = self.bits.checked_shr(at).filter(|&left| left != 0)?;
             let start = at + left.trailing_zeros();
-            let len = (self.0 >> start).trailing_ones();
-            at = start + len;
-            Some(first + start..first + at)
+            at = start + (self.bits >> start).trailing_ones();
+            Some(self.first + start..self.first + at)
         })
     }
 }
@@ -170,6 +194,7 @@ impl Chunk {
                     ..Counts::default()
                 },
                 largest: 0,
+                longest_vacant_pages: layout.pages - populated,
                 longest_bound: region.end - region.start,
             }
         };
@@ -217,9 +242,12 @@ pub(crate) struct Body {
     nature: Nature,
     pub(crate) membership: Membership,
     pub(crate) counts: Counts,
-    /// The largest area ever, in granules.
+    /// The largest area ever handed out, in granules.
     pub(crate) largest: u32,
-    /// No free run is longer, pages without memory included.
+    /// The longest stretch of pages in state `Empty`.
+    longest_vacant_pages: u32,
+    /// No free run is longer, pages without memory included and those in transition not. Taking an area leaves it as it
+    /// is; a search that it misled puts it right.
     longest_bound: u32,
 }
 
@@ -250,44 +278,47 @@ impl Body {
         self.first_page + page
     }
 
-    /// What a request could hope for if pages were populated: no run is longer. 0 if every page has memory.
-    pub(crate) fn room(&self) -> u32 {
-        let vacant = self.map.pages() - self.counts.populated - self.counts.claimed;
-        if vacant == 0 { 0 } else { self.longest_bound }
+    /// Pages of the map as pages of the unit.
+    pub(crate) fn unit_pages(&self, pages: PageMask) -> PageMask {
+        pages.shifted(self.first_page)
+    }
+
+    /// What the chunk has to offer.
+    pub(crate) fn room(&self) -> Room {
+        let certain = self.longest_vacant_pages * self.granules_per_page;
+        let growing = if certain == 0 { 0 } else { self.longest_bound };
+        Room {
+            ready: self.map.longest(),
+            growing,
+            certain,
+        }
     }
 
     /// Takes `len` granules aligned to `align` as an area, if there is a place in memory that is there.
-    pub(crate) fn take(&mut self, len: u32, align: u32) -> Option<Range<u32>> {
-        let start = self.map.find(len, align)?;
+    pub(crate) fn take(&mut self, len: u32, align: u32, effort: Effort) -> Option<Range<u32>> {
+        let start = self.map.find(len, align, effort)?;
         let area = start..start + len;
         self.mark_taken(area.clone());
         Some(area)
     }
 
-    /// Takes `len` granules aligned to `align` as an area, if there is a place in memory that is or could be there.
-    /// The pages of it that have none are claimed: the caller populates them and then calls
-    /// [`populated`](Self::populated) or [`undo_take`](Self::undo_take).
+    /// Takes `len` granules aligned to `align` as an area, if there is a place in memory that is or could be there; there
+    /// is one if `len` is at most the certain [`room`](Self::room). The pages of it that have no memory are claimed: the caller
+    /// populates them and then calls [`populated`](Self::populated) or [`undo_take`](Self::undo_take).
     pub(crate) fn take_growing(&mut self, len: u32, align: u32) -> Option<(Range<u32>, PageMask)> {
-        let start = match self.map.find_growing(len, align) {
-            Ok(start) => start,
-            Err(longest) => {
-                self.longest_bound = longest;
-                return None;
-            }
+        let Some(start) = self.map.find_growing(len, align) else {
+            self.longest_bound = self.map.longest_growing();
+            return None;
         };
         let area = start..start + len;
         let pages = self.map.pages_of(area.clone());
-        let mut claimed = PageMask(0);
-        for (bit, page) in pages.clone().enumerate() {
+        let mut claimed = PageMask::none(pages.start);
+        for page in pages {
             if self.states[page as usize] == PageState::Empty {
-                self.states[page as usize] = PageState::Populating;
-                claimed.0 |= 1 << bit;
+                claimed.insert(page);
             }
         }
-        for run in claimed.runs(pages.start) {
-            self.counts.claimed += run.end - run.start;
-            self.map.set_visibility(run, Visibility::Hidden);
-        }
+        self.claim(claimed, PageState::Populating);
         self.mark_taken(area.clone());
         Some((area, claimed))
     }
@@ -304,38 +335,34 @@ impl Body {
         let len = area.end - area.start;
         self.map.take(area.start, len);
         self.counts.areas += 1;
-        self.largest = self.largest.max(len);
     }
 
-    /// The claimed pages of `area` now have memory with `content`.
-    pub(crate) fn populated(&mut self, area: Range<u32>, claimed: PageMask, content: Contents) {
-        let clean_from = match content {
+    /// The claimed pages now have memory with `contents`.
+    pub(crate) fn populated(&mut self, claimed: PageMask, contents: Contents) {
+        let clean_from = match contents {
             Contents::Zeroed => 0,
             Contents::Dirty => self.granules_per_page as u16,
         };
-        for run in claimed.runs(self.map.pages_of(area).start) {
-            for page in run.clone() {
-                self.clean_from[page as usize] = clean_from;
-            }
-            self.settle(run, PageState::Populated, Visibility::Ready);
+        for page in claimed.runs().flatten() {
+            self.clean_from[page as usize] = clean_from;
         }
+        self.counts.populated += claimed.count();
+        self.settle(claimed, PageState::Populated, Visibility::Ready);
     }
 
-    /// The claimed pages of `area` could not be populated: the area is free again, its pages have no memory.
+    /// The claimed pages could not be populated: the area is free again, its pages have no memory.
     pub(crate) fn undo_take(&mut self, area: Range<u32>, claimed: PageMask) {
         // The area is there: it was taken and nobody else knows of it.
         let released = self.release(area.start);
-        debug_assert_eq!(released, Ok(area.clone()));
-        for run in claimed.runs(self.map.pages_of(area).start) {
-            self.settle(run, PageState::Empty, Visibility::Vacant);
-        }
+        debug_assert_eq!(released, Ok(area));
+        self.settle(claimed, PageState::Empty, Visibility::Vacant);
     }
 
     /// Frees the area that starts at `start`; returns its granules.
     pub(crate) fn release(&mut self, start: u32) -> Result<Range<u32>, NoArea> {
         let area = self.map.release(start)?;
         self.counts.areas -= 1;
-        self.longest_bound = u32::MAX;
+        self.longest_bound = self.longest_bound.max(self.map.run_around(area.clone()));
         if self.nature == Nature::Mapped {
             for page in self.map.pages_of(area.clone()) {
                 if self.states[page as usize] == PageState::Populated && self.map.is_page_free(page)
@@ -349,6 +376,7 @@ impl Body {
 
     /// Notes that `area` is handed out; returns the part of it that may hold something other than zero.
     pub(crate) fn hand_out(&mut self, area: Range<u32>) -> Range<u32> {
+        self.largest = self.largest.max(area.end - area.start);
         let mut dirty = area.end..area.start;
         for page in self.map.pages_of(area.clone()) {
             let base = page * self.granules_per_page;
@@ -365,35 +393,32 @@ impl Body {
         dirty
     }
 
-    /// Claims up to `limit` neighbouring pages that have memory and no area, to give their memory back; the highest
-    /// ones, for the lowest are filled first. Afterwards the caller calls [`depopulated`](Self::depopulated).
-    pub(crate) fn claim_empty(&mut self, limit: u32) -> Option<Range<u32>> {
+    /// Claims up to `limit` pages that have memory and no area, to give their memory back: the highest ones, for the
+    /// lowest are filled first, and no more than a mask names. Afterwards the caller calls
+    /// [`depopulated`](Self::depopulated).
+    pub(crate) fn claim_empty(&mut self, limit: u32) -> PageMask {
         let is_empty = |body: &Self, page: u32| {
             body.states[page as usize] == PageState::Populated && body.map.is_page_free(page)
         };
         let last = (0..self.map.pages())
             .rev()
-            .find(|&page| is_empty(self, page))?;
-        let mut first = last;
-        while first > 0 && last - first + 1 < limit && is_empty(self, first - 1) {
-            first -= 1;
+            .find(|&page| is_empty(self, page));
+        let end = last.map_or(0, |last| last + 1);
+        let mut claimed = PageMask::none(end.saturating_sub(MAX_MASK_PAGES));
+        for page in (claimed.first..end).rev() {
+            if claimed.count() < limit && is_empty(self, page) {
+                claimed.insert(page);
+            }
         }
-        let pages = first..last + 1;
-        for page in pages.clone() {
-            self.states[page as usize] = PageState::Depopulating;
-        }
-        let len = pages.end - pages.start;
-        self.counts.populated -= len;
-        self.counts.empty -= len;
-        self.counts.claimed += len;
-        self.map.set_visibility(pages.clone(), Visibility::Hidden);
-        Some(pages)
+        self.counts.populated -= claimed.count();
+        self.counts.empty -= claimed.count();
+        self.claim(claimed, PageState::Depopulating);
+        claimed
     }
 
-    /// The claimed `pages` have no memory any more.
-    pub(crate) fn depopulated(&mut self, pages: Range<u32>) {
-        self.longest_bound = u32::MAX;
-        self.settle(pages, PageState::Empty, Visibility::Vacant);
+    /// The claimed pages have no memory any more.
+    pub(crate) fn depopulated(&mut self, claimed: PageMask) {
+        self.settle(claimed, PageState::Empty, Visibility::Vacant);
     }
 
     /// The first run of settled populated pages at `from` or above.
@@ -404,23 +429,45 @@ impl Body {
         Some(start..start + len)
     }
 
+    /// The settled populated pages among those from `from` on, as many as a mask can name; `None` behind the last page.
+    pub(crate) fn populated_pages(&self, from: u32) -> Option<PageMask> {
+        let end = from.saturating_add(MAX_MASK_PAGES).min(self.map.pages());
+        (from < end).then(|| {
+            let mut populated = PageMask::none(from);
+            (from..end)
+                .filter(|&page| self.states[page as usize] == PageState::Populated)
+                .for_each(|page| populated.insert(page));
+            populated
+        })
+    }
+
     /// Whether `page` of the map has memory that areas can use.
     #[cfg(test)]
     fn is_populated(&self, page: u32) -> bool {
         self.states[page as usize] == PageState::Populated
     }
 
-    /// Ends the transitional state of `pages`.
-    fn settle(&mut self, pages: Range<u32>, state: PageState, visibility: Visibility) {
-        let len = pages.end - pages.start;
-        for page in pages.clone() {
-            self.states[page as usize] = state;
+    /// Puts pages into a transitional state.
+    fn claim(&mut self, pages: PageMask, state: PageState) {
+        self.counts.claimed += pages.count();
+        self.set_state(pages, state, Visibility::Hidden);
+    }
+
+    /// Ends the transitional state of pages.
+    fn settle(&mut self, pages: PageMask, state: PageState, visibility: Visibility) {
+        self.counts.claimed -= pages.count();
+        self.set_state(pages, state, visibility);
+    }
+
+    /// It looks at every page: pages change their state together with memory, which costs far more.
+    fn set_state(&mut self, pages: PageMask, state: PageState, visibility: Visibility) {
+        for run in pages.runs() {
+            self.states[run.start as usize..run.end as usize].fill(state);
+            self.map.set_visibility(run, visibility);
         }
-        self.counts.claimed -= len;
-        if state == PageState::Populated {
-            self.counts.populated += len;
-        }
-        self.map.set_visibility(pages, visibility);
+        let stretches = self.states.split(|&state| state != PageState::Empty);
+        self.longest_vacant_pages = stretches.map(<[_]>::len).max().unwrap_or(0) as u32;
+        self.longest_bound = self.map.longest_growing();
     }
 
     /// Panics unless the counters equal a recount.
@@ -445,6 +492,12 @@ impl Body {
             claimed: claimed.count() as u32,
         };
         assert_eq!(self.counts, counts);
+        let stretches = self.states.split(|&state| state != PageState::Empty);
+        assert_eq!(
+            self.longest_vacant_pages,
+            stretches.map(<[_]>::len).max().unwrap_or(0) as u32
+        );
+        assert!(self.longest_bound >= self.map.longest_growing());
         assert_eq!(self.membership, self.belongs());
     }
 }

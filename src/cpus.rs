@@ -67,10 +67,13 @@ impl CpuSet {
             .fetch_or(1 << (cpu.get() % 64), Ordering::AcqRel);
     }
 
-    pub(crate) fn remove(&self, cpu: CpuId) {
-        self.words[cpu.index() / 64]
-            .0
-            .fetch_and(!(1 << (cpu.get() % 64)), Ordering::AcqRel);
+    /// Makes the set equal to `other` and `cpu`.
+    pub(crate) fn copy_with(&self, other: &Self, cpu: CpuId) {
+        for (word, from) in self.words.iter().zip(other.words.iter()) {
+            word.0
+                .store(from.0.load(Ordering::Acquire), Ordering::Release);
+        }
+        self.insert(cpu);
     }
 }
 
@@ -108,7 +111,7 @@ pub(crate) struct UnitsLayout {
     nodes_at: usize,
     possible_at: usize,
     online_at: usize,
-    populated_at: usize,
+    populated_at: [usize; 2],
 }
 
 impl UnitsLayout {
@@ -123,7 +126,10 @@ impl UnitsLayout {
             nodes_at: block.array::<u32>(nr_cpu_ids as usize)?,
             possible_at: block.array::<AtomicU64Word>(words)?,
             online_at: block.array::<AtomicU64Word>(words)?,
-            populated_at: block.array::<AtomicU64Word>(words)?,
+            populated_at: [
+                block.array::<AtomicU64Word>(words)?,
+                block.array::<AtomicU64Word>(words)?,
+            ],
         })
     }
 }
@@ -135,8 +141,9 @@ pub struct Units {
     nodes: MetaSlice<u32>,
     possible: CpuSet,
     materialised: CpuSet,
-    /// The materialised CPUs and one that is on its way to become one: pages are populated for these.
-    pub(crate) populated_for: CpuSet,
+    /// The CPUs that pages are populated for: the materialised ones, and one that is on its way to become one. Of the two
+    /// sets one is in use and does not change meanwhile; bringing up a CPU fills the other and changes over.
+    pub(crate) populated_for: [CpuSet; 2],
 }
 
 impl Units {
@@ -168,14 +175,9 @@ impl Units {
                 materialised: CpuSet {
                     words: MetaSlice::new(block, layout.online_at, words, AtomicU64Word::default()),
                 },
-                populated_for: CpuSet {
-                    words: MetaSlice::new(
-                        block,
-                        layout.populated_at,
-                        words,
-                        AtomicU64Word::default(),
-                    ),
-                },
+                populated_for: layout.populated_at.map(|at| CpuSet {
+                    words: MetaSlice::new(block, at, words, AtomicU64Word::default()),
+                }),
             }
         };
         let plan = first_chunk.plan();

@@ -4,6 +4,7 @@
 //! Both questions are answered by a [`MaxTree`] over the places, so that a search costs the same with one chunk and
 //! with thousands, all of them full or not. A place that holds no chunk, or a spare one, counts as full.
 
+use core::ops::Range;
 use core::ptr::NonNull;
 
 use crate::chunk::Chunk;
@@ -30,6 +31,8 @@ pub(crate) struct Room {
     pub(crate) ready: u32,
     /// No run is longer if pages are populated; 0 if there is no page to populate.
     pub(crate) growing: u32,
+    /// What is certain to be had at any alignment if pages are populated.
+    pub(crate) certain: u32,
 }
 
 /// Layout of a [`Directory`] in a metadata block.
@@ -39,6 +42,7 @@ pub(crate) struct DirectoryLayout {
     places_at: usize,
     ready: MaxTreeLayout,
     growing: MaxTreeLayout,
+    certain: MaxTreeLayout,
 }
 
 impl DirectoryLayout {
@@ -51,6 +55,7 @@ impl DirectoryLayout {
             places_at: block.array::<Place>(places as usize)?,
             ready: MaxTreeLayout::add(block, places)?,
             growing: MaxTreeLayout::add(block, places)?,
+            certain: MaxTreeLayout::add(block, places)?,
         })
     }
 }
@@ -61,6 +66,7 @@ pub(crate) struct Directory {
     places: MetaSlice<Place>,
     ready: MaxTree,
     growing: MaxTree,
+    certain: MaxTree,
     /// No place below is vacant.
     vacant_from: u32,
     /// No place from here on has ever held a chunk.
@@ -81,6 +87,7 @@ impl Directory {
                 places: MetaSlice::new(block, layout.places_at, places, Place::Vacant),
                 ready: MaxTree::new(block, &layout.ready),
                 growing: MaxTree::new(block, &layout.growing),
+                certain: MaxTree::new(block, &layout.certain),
                 vacant_from: 0,
                 used_to: 0,
             }
@@ -122,15 +129,16 @@ impl Directory {
         })
     }
 
+    /// The places of later chunks that have ever been used.
+    pub(crate) fn used_places(&self) -> Range<u32> {
+        1..self.used_to.max(1)
+    }
+
     /// Notes what the chunk at `at` has free.
     pub(crate) fn set_room(&mut self, at: u32, room: Room) {
         self.ready.set(at, room.ready);
         self.growing.set(at, room.growing);
-    }
-
-    /// No chunk has a longer run free, in granules.
-    pub(crate) fn longest(&self) -> u32 {
-        self.ready.max().max(self.growing.max())
+        self.certain.set(at, room.certain);
     }
 
     /// The lowest place, `from` or above, whose chunk has `granules` in one run in memory that is there.
@@ -141,6 +149,11 @@ impl Directory {
     /// The lowest place, `from` or above, whose chunk may have `granules` in one run if pages are populated.
     pub(crate) fn find_growing(&self, granules: u32, from: u32) -> Option<u32> {
         self.growing.find(granules, from)
+    }
+
+    /// The lowest place whose chunk has `granules` for certain, at any alignment, if pages are populated.
+    pub(crate) fn find_certain(&self, granules: u32) -> Option<u32> {
+        self.certain.find(granules, 0)
     }
 }
 

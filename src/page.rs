@@ -54,7 +54,14 @@ pub unsafe trait PageMemory {
     /// # Errors
     /// Whatever the memory reports, and then nothing is mapped there; the builder takes everything back and
     /// passes it on.
-    fn map_new_page(&mut self, node: NodeId, address: NonNull<u8>) -> Result<(), Self::Error>;
+    ///
+    /// # Safety
+    /// The address lies in a window of this memory, and no page is mapped there.
+    unsafe fn map_new_page(
+        &mut self,
+        node: NodeId,
+        address: NonNull<u8>,
+    ) -> Result<(), Self::Error>;
 
     /// Unmaps a page and frees it.
     ///
@@ -98,7 +105,7 @@ pub unsafe trait PageMemory {
 ///         // SAFETY: a unit has at least a page, so the size isn't 0.
 ///         NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).ok_or("out of memory")
 ///     }
-///     fn map_new_page(&mut self, _: NodeId, _: NonNull<u8>) -> Result<(), &'static str> {
+///     unsafe fn map_new_page(&mut self, _: NodeId, _: NonNull<u8>) -> Result<(), &'static str> {
 ///         Ok(())
 ///     }
 ///     unsafe fn unmap_page(&mut self, _: NonNull<u8>) {}
@@ -186,7 +193,9 @@ impl<'m, P: PageMemory + ?Sized> Pages<'_, 'm, P> {
         for (unit, cpu) in self.units() {
             let node = self.plan.node_of_cpu(cpu).unwrap_or(NodeId::new(0));
             for page in 0..pages_per_unit {
-                if let Err(error) = self.memory.map_new_page(node, self.page(unit, page)) {
+                let address = self.page(unit, page);
+                // SAFETY: the page lies in the window, and each is mapped once.
+                if let Err(error) = unsafe { self.memory.map_new_page(node, address) } {
                     self.roll_back(unit.index() * pages_per_unit + page);
                     return Err(BuildError::Page { cpu, page, error });
                 }

@@ -5,7 +5,7 @@ use core::mem::{align_of, size_of};
 
 use bitflags::bitflags;
 
-use crate::backing::{BackingError, Context};
+use crate::backing::{BackingError, Context, Window};
 use crate::unit::CpuId;
 
 bitflags! {
@@ -206,6 +206,11 @@ pub enum FreeError {
         /// Where the area starts.
         start: usize,
     },
+    /// Flags that do not exist.
+    UnknownFlags {
+        /// The bits that mean nothing.
+        bits: u32,
+    },
     /// The lock is taken, and the call was [`FreeFlags::TRY`].
     Busy,
 }
@@ -223,6 +228,7 @@ impl fmt::Display for FreeError {
                 write!(f, "{address:#x} does not lie in the reserved region")
             }
             Self::NotAllocated { address } => write!(f, "{address:#x} is not allocated"),
+            Self::UnknownFlags { bits } => write!(f, "unknown flags {bits:#x}"),
             Self::Interior { address, start } => {
                 write!(f, "{address:#x} is inside the area at {start:#x}")
             }
@@ -287,15 +293,17 @@ pub enum SetupError {
         /// Length of a unit.
         unit_bytes: usize,
     },
-    /// The window holds no chunk, or more than the address space does.
-    WindowChunks {
-        /// Chunks in the window.
-        chunks: u32,
+    /// The window is empty, begins at 0 or at no multiple of the grain, or wraps around the end of the address space.
+    Window {
+        /// The window.
+        window: Window,
     },
-    /// Units are too long to number their granules in 32 bits.
+    /// Units are too long.
     UnitBytes {
         /// Length of a unit.
         unit_bytes: usize,
+        /// The longest possible.
+        limit_bytes: usize,
     },
     /// The policy allows larger requests than a unit, or the pages that one request may touch, can serve.
     MaxAlloc {
@@ -328,9 +336,24 @@ impl fmt::Display for SetupError {
                     "a pitch of {pitch_bytes} bytes is no whole number of pages or less than a unit of {unit_bytes}"
                 )
             }
-            Self::WindowChunks { chunks } => write!(f, "a window of {chunks} chunks"),
-            Self::UnitBytes { unit_bytes } => {
-                write!(f, "units of {unit_bytes} bytes, the limit is 16 GiB")
+            Self::Window {
+                window:
+                    Window {
+                        base,
+                        pitch_bytes,
+                        chunks,
+                    },
+            } => {
+                write!(
+                    f,
+                    "a window of {chunks} chunks of {pitch_bytes} bytes at {base:#x}"
+                )
+            }
+            Self::UnitBytes {
+                unit_bytes,
+                limit_bytes,
+            } => {
+                write!(f, "units of {unit_bytes} bytes, the limit is {limit_bytes}")
             }
             Self::MaxAlloc { bytes, limit_bytes } => {
                 write!(

@@ -331,6 +331,8 @@ pub enum Event {
     },
     /// An area was freed.
     Free {
+        /// Its size, rounded up to the grain, in bytes.
+        bytes: usize,
         /// Its neutral address.
         address: usize,
         /// Place of the chunk and offset in its unit.

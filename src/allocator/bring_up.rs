@@ -1,18 +1,17 @@
 //! CPUs that come up: their copies get memory of their own.
 //!
-//! Pages are populated, zeroed and initialised on the CPUs that have ever been online. When another one comes, it is
-//! first added to the set that pages are populated for, so that from then on every new page has it; once the calls
-//! that began before have ended, the pages of old are populated for it one run after the other. Meanwhile no page
-//! loses its memory. At the end the CPU counts as materialised, and is zeroed like the others when an area is
+//! Pages are populated, zeroed and initialised on the CPUs that have ever been online. When another one comes, a new set
+//! that has it takes the place of the set that pages are populated for, so that from then on every new page has it (a set
+//! never changes while a call uses it); once the calls that began before have ended, the pages of old are populated for
+//! it. Meanwhile no page loses its memory. At the end the CPU counts as materialised, and is zeroed like the others when an area is
 //! handed out.
-
-use core::ops::Range;
 
 use lock_api::RawMutex;
 
 use super::PerCpuAllocator;
 use super::serve::zero_area;
 use crate::backing::{Backing, BackingError, Context, PageSpan};
+use crate::chunk::{MAX_MASK_PAGES, PageMask};
 use crate::cpus::Cpus;
 use crate::directory::Place;
 use crate::request::CpuError;
@@ -29,7 +28,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     pub fn bring_up(&self, cpu: CpuId) -> Result<(), CpuError> {
         self.per_cpu_address(0, cpu)?;
         let mut state = self.state.lock();
-        while state.bring_up {
+        while state.is_bring_up || state.is_other_phase_busy() {
             drop(state);
             self.backing.relax();
             state = self.state.lock();
@@ -37,14 +36,17 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if self.units.materialised().contains(cpu) {
             return Ok(());
         }
-        state.bring_up = true;
-        self.units.populated_for.insert(cpu);
-        state.next_phase();
+        // Nobody uses the other set: no work of the other phase is under way.
+        let now = state.phase();
+        self.units.populated_for[1 - now].copy_with(&self.units.populated_for[now], cpu);
+        state.is_bring_up = true;
+        state.change_phase();
         drop(state);
 
-        self.wait_for_old_phase();
+        self.wait_for_other_phase();
         let populated = self.for_each_populated(cpu, |span| {
-            if self.backing.populate(span, Context::MaySleep)? == Contents::Dirty {
+            // SAFETY: the pages are populated, on this CPU at most by work that began since; it does not use them yet.
+            if unsafe { self.backing.populate(span, Context::MaySleep)? } == Contents::Dirty {
                 span.areas().for_each(zero_area);
             }
             Ok(())
@@ -53,16 +55,14 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             Ok(()) => self.units.materialised().insert(cpu),
             Err(_) => self.undo_bring_up(cpu),
         }
-        self.state.lock().bring_up = false;
+        self.state.lock().is_bring_up = false;
         populated.map_err(|error| CpuError::NoMemory { cpu, error })
     }
 
     fn undo_bring_up(&self, cpu: CpuId) {
-        let mut state = self.state.lock();
-        self.units.populated_for.remove(cpu);
-        state.next_phase();
-        drop(state);
-        self.wait_for_old_phase();
+        // Back to the set without the CPU, which nobody has changed.
+        self.state.lock().change_phase();
+        self.wait_for_other_phase();
         let undone = self.for_each_populated(cpu, |span| {
             // SAFETY: the CPU never was materialised, so nothing uses its copies.
             unsafe { self.backing.depopulate(span) };
@@ -71,9 +71,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         debug_assert_eq!(undone, Ok(()));
     }
 
-    /// Waits until the populating calls that began before the last change of `populated_for` have ended.
-    fn wait_for_old_phase(&self) {
-        while self.state.lock().is_old_phase_busy() {
+    /// Waits until the work that began before the last change of phase has ended.
+    fn wait_for_other_phase(&self) {
+        while self.state.lock().is_other_phase_busy() {
             self.backing.relax();
         }
     }
@@ -84,27 +84,26 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         cpu: CpuId,
         mut act: impl FnMut(PageSpan<'a>) -> Result<(), BackingError>,
     ) -> Result<(), BackingError> {
-        for place in 1..self.geometry.window.chunks {
+        let places = self.state.lock().directory.used_places();
+        for place in places {
             let mut from = 0;
-            while let Some((pages, unit_pages)) = self.next_populated(place, from) {
-                from = pages.end;
-                act(self.span(place, unit_pages, Cpus::One(cpu)))?;
+            while let Some(pages) = self.populated_pages(place, from) {
+                from += MAX_MASK_PAGES;
+                if !pages.is_empty() {
+                    act(self.span(place, pages, Cpus::One(cpu)))?;
+                }
             }
         }
         Ok(())
     }
 
-    /// The next run of pages with memory of the chunk at `place`: as pages of its map, and of the unit.
-    fn next_populated(&self, place: u32, from: u32) -> Option<(Range<u32>, Range<u32>)> {
+    /// The populated pages of the chunk at `place` from page `from` on, counted in the unit; `None` behind the last.
+    fn populated_pages(&self, place: u32, from: u32) -> Option<PageMask> {
         let state = self.state.lock();
         let Place::Chunk(chunk) = state.directory.get(place) else {
             return None;
         };
         let body = state.body(chunk);
-        let pages = body.next_populated(from)?;
-        Some((
-            pages.clone(),
-            body.unit_page(pages.start)..body.unit_page(pages.end),
-        ))
+        Some(body.unit_pages(body.populated_pages(from)?))
     }
 }

@@ -8,8 +8,9 @@ use super::PerCpuAllocator;
 use super::state::State;
 use crate::backing::Backing;
 use crate::chunk::Chunk;
+use crate::directory::Place;
 use crate::stats::{ChunkKind, ChunkStats, MapItem, Stats, visit_map};
-use crate::unit::CpuId;
+use crate::unit::{CpuId, GRANULE_BYTES};
 
 /// A region of the per-CPU memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,16 +41,16 @@ pub struct AddressInfo {
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// What `address` is: a neutral address or some CPU's copy of one, static, a module's or dynamic. `None` if it is
-    /// no per-CPU address of this instance. Whether an area lives there is not asked.
+    /// no per-CPU address of this instance. Whether an area lives there is not asked. Where units lie at their neutral
+    /// addresses (an offset of 0) it is taken for the CPU's copy.
     ///
     /// Cost: one comparison per possible CPU.
     pub fn address_info(&self, address: usize) -> Option<AddressInfo> {
-        self.neutral_info(address, None).or_else(|| {
-            self.units.possible().iter().find_map(|cpu| {
-                let neutral = address.wrapping_sub(self.units.offset(cpu)?);
-                self.neutral_info(neutral, Some(cpu))
-            })
-        })
+        let of_cpu = self.units.possible().iter().find_map(|cpu| {
+            let neutral = address.wrapping_sub(self.units.offset(cpu)?);
+            self.neutral_info(neutral, Some(cpu))
+        });
+        of_cpu.or_else(|| self.neutral_info(address, None))
     }
 
     /// Whether `address` is some CPU's copy of a static variable, and whose.
@@ -93,11 +94,18 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// The size of the area at a neutral address, rounded up to the grain, in bytes; `None` if none starts there.
     pub fn area_bytes(&self, neutral: usize) -> Option<usize> {
         let (place, offset) = self.locate(neutral)?;
+        if !offset.is_multiple_of(GRANULE_BYTES) {
+            return None;
+        }
         let state = self.state.lock();
-        let (chunk, _, _) = self.chunks(&state).find(|(_, at, kind)| {
-            *at == place
-                && (*kind == ChunkKind::FirstReserved) == self.is_in_reserved(place, offset)
-        })?;
+        let chunk = match (
+            self.is_in_reserved(place, offset),
+            state.directory.get(place),
+        ) {
+            (true, _) => state.reserved?,
+            (false, Place::Chunk(chunk)) => chunk,
+            (false, Place::Vacant | Place::Busy) => return None,
+        };
         let body = state.body(chunk);
         if offset < body.byte_offset(0) {
             return None;

@@ -1,19 +1,16 @@
 //! How a request is served: checked, placed, its pages populated where they must be, zeroed, handed out; and how a chunk
 //! is made when no other has room.
 
-use core::ops::Range;
 use core::ptr::NonNull;
 
-use lock_api::RawMutex;
+use lock_api::{MutexGuard, RawMutex};
 
 use super::PerCpuAllocator;
-use super::state::{Batch, Placed};
+use super::state::{Batch, Placed, State};
 use crate::backing::{Backing, BackingError, Context, CpuArea};
 use crate::chunk::{Chunk, Nature};
-use crate::cpus::Cpus;
-use crate::directory::Place;
 use crate::request::{AllocError, AllocFlags, Request};
-use crate::stats::Event;
+use crate::stats::{Event, EventHook};
 use crate::unit::{Contents, GRANULE_BYTES};
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
@@ -57,79 +54,131 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     ) -> Result<usize, AllocError> {
         let context = request.context();
         let mut has_reclaimed = false;
+        let mut state = self
+            .lock(request.flags.contains(AllocFlags::TRY))
+            .ok_or(AllocError::Busy)?;
         loop {
-            let mut state = self
-                .lock(request.flags.contains(AllocFlags::TRY))
-                .ok_or(AllocError::Busy)?;
-            let Some(placed) = state.place(request.flags, granules, align) else {
-                if request.flags.contains(AllocFlags::RESERVED) {
-                    let free_bytes = state.reserved_free_bytes();
-                    return Err(AllocError::ReservedExhausted {
-                        bytes: request.bytes,
-                        free_bytes,
-                    });
-                }
-                if request.flags.contains(AllocFlags::TRY) {
-                    return Err(AllocError::Busy);
-                }
-                if context == Context::Atomic {
-                    state.stats.spare_shortfalls += 1;
-                }
-                drop(state);
-                self.make_chunk(context).map_err(AllocError::from)?;
-                continue;
+            let placed = match state.place(request.flags, granules, align) {
+                Some(placed) => placed,
+                None => match self.make_room(state, request) {
+                    Ok(locked) => {
+                        state = locked;
+                        continue;
+                    }
+                    Err((mut locked, error)) => {
+                        let is_dynamic = matches!(error, AllocError::Backing(_));
+                        let found = is_dynamic.then(|| locked.place_anywhere(granules, align));
+                        state = locked;
+                        found.flatten().ok_or(error)?
+                    }
+                },
             };
             if !placed.claimed.is_empty() {
-                let batch = state.begin_populating();
+                let batch = state.begin_work();
                 drop(state);
                 let populated = self.populate_claimed(&placed, batch, context);
                 state = self.state.lock();
-                state.end_populating(batch);
-                if let Err(error) = populated {
-                    state.undo(&placed);
-                    self.note_due(&state);
-                    drop(state);
-                    // Pages that nobody uses may still hold memory: give it back, then try once more.
-                    if context == Context::MaySleep && !has_reclaimed && self.give_back(0) > 0 {
+                state.end_work(batch);
+                match populated {
+                    Ok(contents) => {
+                        state.edit(placed.chunk, |body| {
+                            body.populated(placed.claimed, contents)
+                        });
+                    }
+                    Err(error) => {
+                        state.undo(&placed);
+                        self.note_due(&state);
+                        drop(state);
+                        // Pages that nobody uses may still hold memory: give it back, then try once more.
+                        let may_retry = context == Context::MaySleep && !has_reclaimed;
+                        if !may_retry || self.give_back(0) == 0 {
+                            return Err(error.into());
+                        }
                         has_reclaimed = true;
+                        state = self.state.lock();
                         continue;
                     }
-                    return Err(error.into());
                 }
-                // Zero only if all its runs were: see `populate_claimed`.
-                let content = populated.unwrap_or(Contents::Dirty);
-                state.edit(placed.chunk, |body| {
-                    body.populated(placed.area.clone(), placed.claimed, content)
-                });
             }
-            let (dirty_granules, offset) = state.edit(placed.chunk, |body| {
-                (
-                    body.hand_out(placed.area.clone()),
-                    body.byte_offset(placed.area.start),
-                )
-            });
-            state.count_alloc(request.bytes, granules as usize * GRANULE_BYTES);
-            self.note_due(&state);
-            let hook = state.hook;
-            drop(state);
-
-            let address = self.neutral(placed.place).wrapping_add(offset);
-            if !request.flags.contains(AllocFlags::NO_ZERO) && !dirty_granules.is_empty() {
-                let skip = (dirty_granules.start - placed.area.start) as usize * GRANULE_BYTES;
-                self.zero(address + skip, dirty_granules.len() * GRANULE_BYTES);
-            }
-            if let Some(hook) = hook {
-                hook.event(&Event::Alloc {
-                    address,
-                    bytes: request.bytes,
-                    align: request.align,
-                    flags: request.flags,
-                    owner: request.owner,
-                    at: (placed.place, offset),
-                });
-            }
-            return Ok(address);
+            return Ok(self.hand_out(state, request, &placed));
         }
+    }
+
+    /// Makes room for a request that no chunk in use and no spare one has room for; the lock is given up for it and taken
+    /// again. The chunk that it makes goes to the request, unless somebody else is quicker.
+    fn make_room<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, R, State>,
+        request: &Request,
+    ) -> Result<MutexGuard<'a, R, State>, (MutexGuard<'a, R, State>, AllocError)> {
+        if request.flags.contains(AllocFlags::RESERVED) {
+            let free_bytes = state.reserved_free_bytes();
+            let error = AllocError::ReservedExhausted {
+                bytes: request.bytes,
+                free_bytes,
+            };
+            return Err((state, error));
+        }
+        if request.flags.contains(AllocFlags::TRY) {
+            return Err((state, AllocError::Busy));
+        }
+        if request.context() == Context::Atomic {
+            state.note_shortfall();
+            self.note_due(&state);
+        } else if state.busy_places > 0 {
+            // A chunk is being made, or a place comes free: better wait for it than make one more.
+            drop(state);
+            self.backing.relax();
+            return Ok(self.state.lock());
+        }
+        let place = match state.claim_place() {
+            Ok(place) => place,
+            Err(error) => return Err((state, error.into())),
+        };
+        let hook = state.hook;
+        drop(state);
+        let made = self.make_chunk_at(place, request.context());
+        self.enter_chunk(place, made, hook)
+            .map_err(|error| (self.state.lock(), error.into()))
+    }
+
+    /// Gives out an area that has been placed and has memory.
+    fn hand_out(
+        &self,
+        mut state: MutexGuard<'_, R, State>,
+        request: &Request,
+        placed: &Placed,
+    ) -> usize {
+        let (dirty_granules, offset) = state.edit(placed.chunk, |body| {
+            (
+                body.hand_out(placed.area.clone()),
+                body.byte_offset(placed.area.start),
+            )
+        });
+        state.count_alloc(request.bytes, placed.area.len() * GRANULE_BYTES);
+        if placed.was_spare && request.context() == Context::Atomic {
+            state.spares_wanted += 1;
+        }
+        self.note_due(&state);
+        let hook = state.hook;
+        drop(state);
+
+        let address = self.neutral(placed.place) + offset;
+        if !request.flags.contains(AllocFlags::NO_ZERO) && !dirty_granules.is_empty() {
+            let skip = (dirty_granules.start - placed.area.start) as usize * GRANULE_BYTES;
+            self.zero(address + skip, dirty_granules.len() * GRANULE_BYTES);
+        }
+        if let Some(hook) = hook {
+            hook.event(&Event::Alloc {
+                address,
+                bytes: request.bytes,
+                align: request.align,
+                flags: request.flags,
+                owner: request.owner,
+                at: (placed.place, offset),
+            });
+        }
+        address
     }
 
     /// Populates the claimed pages of a placed area, all of them or none. Called without the lock.
@@ -139,31 +188,19 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         batch: Batch,
         context: Context,
     ) -> Result<Contents, BackingError> {
-        let span = |pages: Range<u32>| {
-            self.span(placed.place, pages, Cpus::Set(&self.units.populated_for))
-        };
-        let mut content = Contents::Zeroed;
-        for run in placed.claimed_pages() {
-            match self.backing.populate(span(run.clone()), context) {
-                Ok(Contents::Zeroed) => {}
-                Ok(Contents::Dirty) => content = Contents::Dirty,
-                Err(error) => {
-                    for done in placed.claimed_pages().take_while(|done| *done != run) {
-                        // SAFETY: populated a moment ago; the pages are claimed and the area was not handed out.
-                        unsafe { self.backing.depopulate(span(done)) };
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        if content == Contents::Dirty && batch.during_bring_up {
+        let span = self.span(
+            placed.place,
+            placed.claimed_in_unit,
+            self.populated_for(batch),
+        );
+        // SAFETY: the chunk is in the directory, so it is reserved; the pages had no memory and are claimed.
+        let contents = unsafe { self.backing.populate(span, context)? };
+        if contents == Contents::Dirty && batch.is_bring_up {
             // Handing out zeroes materialised CPUs only: the one on its way would keep what the pages hold.
-            for run in placed.claimed_pages() {
-                span(run).areas().for_each(zero_area);
-            }
-            content = Contents::Zeroed;
+            span.areas().for_each(zero_area);
+            return Ok(Contents::Zeroed);
         }
-        Ok(content)
+        Ok(contents)
     }
 
     /// Zeroes `bytes` from the neutral address `from` on every materialised CPU.
@@ -179,35 +216,40 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
     }
 
-    /// Makes a chunk and puts it on the list of spare ones. Called without the lock.
-    pub(super) fn make_chunk(&self, context: Context) -> Result<(), BackingError> {
-        let place = {
+    /// Makes a chunk and puts it on the list of spare ones. Called without the lock, in a context that may sleep.
+    pub(super) fn make_spare(&self) -> Result<(), BackingError> {
+        let (place, hook) = {
             let mut state = self.state.lock();
-            let place = state
-                .directory
-                .vacant()
-                .ok_or(BackingError::OutOfAddressSpace)?;
-            state.directory.put(place, Place::Busy);
-            place
+            (state.claim_place()?, state.hook)
         };
-        match self.make_chunk_at(place, context) {
+        let made = self.make_chunk_at(place, Context::MaySleep);
+        self.enter_chunk(place, made, hook)
+            .map(|state| self.note_due(&state))
+    }
+
+    /// Enters the chunk that was made for `place`, or vacates the place again; returns with the lock held.
+    fn enter_chunk(
+        &self,
+        place: u32,
+        made: Result<NonNull<Chunk>, BackingError>,
+        hook: Option<&'static dyn EventHook>,
+    ) -> Result<MutexGuard<'_, R, State>, BackingError> {
+        if let (Ok(_), Some(hook)) = (made, hook) {
+            // Before anyone can allocate from it, so that the events are in order.
+            hook.event(&Event::ChunkCreated {
+                place,
+                address: self.neutral(place),
+            });
+        }
+        let mut state = self.state.lock();
+        match made {
             Ok(chunk) => {
-                let mut state = self.state.lock();
                 state.add_chunk(chunk, place);
                 state.count_chunk_created(self.geometry.chunk.block.size());
-                self.note_due(&state);
-                let hook = state.hook;
-                drop(state);
-                if let Some(hook) = hook {
-                    hook.event(&Event::ChunkCreated {
-                        place,
-                        address: self.neutral(place),
-                    });
-                }
-                Ok(())
+                Ok(state)
             }
             Err(error) => {
-                self.state.lock().directory.put(place, Place::Vacant);
+                state.vacate(place);
                 Err(error)
             }
         }
@@ -216,7 +258,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     fn make_chunk_at(&self, place: u32, context: Context) -> Result<NonNull<Chunk>, BackingError> {
         let layout = &self.geometry.chunk;
         let block = self.backing.allocate_metadata(layout.block, context)?;
-        if let Err(error) = self.backing.reserve(self.space(place), context) {
+        // SAFETY: the place was vacant and has been claimed: the chunk is not reserved.
+        if let Err(error) = unsafe { self.backing.reserve(self.space(place), context) } {
             // SAFETY: allocated above with this layout, not used yet.
             unsafe { self.backing.free_metadata(block, layout.block) };
             return Err(error);

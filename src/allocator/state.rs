@@ -8,7 +8,8 @@ use core::ptr::NonNull;
 
 use intrusive_collections::{LinkedList, UnsafeRef};
 
-use crate::chunk::area_map::NoArea;
+use crate::backing::BackingError;
+use crate::chunk::area_map::{Effort, NoArea};
 use crate::chunk::{Body, Chunk, ChunkAdapter, Counts, Membership, PageMask};
 use crate::directory::{Directory, Place, Room};
 use crate::request::AllocFlags;
@@ -19,6 +20,9 @@ use crate::unit::{GRANULE_BYTES, UnitSizes};
 /// `MISALIGNED_PAGES` of the area map.
 const MISALIGNED_CHUNKS: u32 = 4;
 
+/// Frees and allocations that pass before a spare chunk that could not be made is tried again; twice as many each time.
+const RETRY_AFTER: u32 = 16;
+
 /// An area that has been taken, not handed out yet.
 #[derive(Debug)]
 pub(super) struct Placed {
@@ -26,24 +30,21 @@ pub(super) struct Placed {
     pub(super) place: u32,
     /// Granules of the chunk's map.
     pub(super) area: Range<u32>,
-    /// Those of its pages that must be populated first.
+    /// Those of its pages that must be populated first, counted in the chunk's map.
     pub(super) claimed: PageMask,
-    /// Page of the unit that the area starts in.
-    first_page: u32,
+    /// The same pages, counted in the unit.
+    pub(super) claimed_in_unit: PageMask,
+    /// The chunk was a spare one.
+    pub(super) was_spare: bool,
 }
 
-impl Placed {
-    /// The claimed pages, as runs of pages of the unit.
-    pub(super) fn claimed_pages(&self) -> impl Iterator<Item = Range<u32>> + use<> {
-        self.claimed.runs(self.first_page)
-    }
-}
-
-/// Calls that populate pages and began in the same phase of bringing up CPUs.
+/// Calls that populate pages or give them back, and that began in one phase: between two changes of the set of CPUs that
+/// pages are populated for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Batch {
-    phase: usize,
-    pub(super) during_bring_up: bool,
+    pub(super) phase: usize,
+    /// A CPU was being brought up then.
+    pub(super) is_bring_up: bool,
 }
 
 /// What changes about an instance.
@@ -55,16 +56,20 @@ pub(super) struct State {
     drain: LinkedList<ChunkAdapter>,
     pub(super) stats: Stats,
     pub(super) hook: Option<&'static dyn EventHook>,
-    /// Spare chunks that atomic requests have taken since the last upkeep.
-    pub(super) spares_taken: u32,
-    /// The last attempt to prepare a spare chunk failed: not to be tried again at once.
-    pub(super) spare_failed: bool,
+    /// Spare chunks that atomic requests have taken, or would have, since the last upkeep.
+    pub(super) spares_wanted: u32,
+    /// Frees and allocations to pass before a spare chunk may be tried again that could not be made.
+    retry_in: u32,
+    /// What `retry_in` starts from the next time.
+    retry_after: u32,
     /// Areas freed since memory was last given back.
     pub(super) frees_since: u32,
+    /// Places whose chunk is being made or destroyed.
+    pub(super) busy_places: u32,
     /// A CPU is being brought up: no page may lose its memory meanwhile.
-    pub(super) bring_up: bool,
-    /// Populating calls under way, by phase.
-    populating: [u32; 2],
+    pub(super) is_bring_up: bool,
+    /// Populating and giving back under way, by phase.
+    works: [u32; 2],
     phase: usize,
 }
 
@@ -87,11 +92,13 @@ impl State {
             drain: LinkedList::new(ChunkAdapter::new()),
             stats,
             hook: None,
-            spares_taken: 0,
-            spare_failed: false,
+            spares_wanted: 0,
+            retry_in: 0,
+            retry_after: RETRY_AFTER,
             frees_since: 0,
-            bring_up: false,
-            populating: [0; 2],
+            busy_places: 0,
+            is_bring_up: false,
+            works: [0; 2],
             phase: 0,
         }
     }
@@ -113,11 +120,11 @@ impl State {
             return Some(placed);
         }
         let lowest_spare = self.spare.iter().map(|chunk| chunk.place).min()?;
-        let placed = self.grow_at(lowest_spare, granules, align);
-        if placed.is_some() && flags.contains(AllocFlags::ATOMIC) {
-            self.spares_taken += 1;
-        }
-        placed
+        let placed = self.grow_at(lowest_spare, granules, align)?;
+        Some(Placed {
+            was_spare: true,
+            ..placed
+        })
     }
 
     /// From memory that is there.
@@ -137,15 +144,46 @@ impl State {
 
     /// From memory that can be populated.
     fn place_growing(&mut self, granules: u32, align: u32) -> Option<Placed> {
-        let mut from = 0;
-        for _ in 0..MISALIGNED_CHUNKS {
+        let (mut from, mut tries) = (0, MISALIGNED_CHUNKS);
+        while tries > 0 {
             let place = self.directory.find_growing(granules, from)?;
             if let Some(placed) = self.grow_at(place, granules, align) {
                 return Some(placed);
             }
+            // A bound that was too high is right now, and does not count: areas that were taken made it so.
+            let is_misaligned = self.directory.find_growing(granules, place) == Some(place);
+            tries -= u32::from(is_misaligned);
             from = place + 1;
         }
+        // The lowest chunk with room whatever the alignment.
+        let place = self.directory.find_certain(granules)?;
+        self.grow_at(place, granules, align)
+    }
+
+    /// From any chunk in use, however long it takes: before a request is refused that no new chunk can be made for.
+    pub(super) fn place_anywhere(&mut self, granules: u32, align: u32) -> Option<Placed> {
+        for place in 0..self.directory.used_places().end {
+            let Place::Chunk(chunk) = self.directory.get(place) else {
+                continue;
+            };
+            let ready = self.placed(chunk, |body| {
+                Some((
+                    body.take(granules, align, Effort::Exhaustive)?,
+                    PageMask::default(),
+                ))
+            });
+            let placed = ready.or_else(|| self.grow_at(place, granules, align));
+            if placed.is_some() {
+                return placed;
+            }
+        }
         None
+    }
+
+    /// Whether the chunks in use have room for `granules`, aligned to `align` granules, for certain.
+    pub(super) fn has_room(&self, granules: u32, align: u32) -> bool {
+        self.directory.find_ready(granules + align - 1, 0).is_some()
+            || self.directory.find_certain(granules).is_some()
     }
 
     fn take_at(&mut self, place: u32, granules: u32, align: u32) -> Option<Placed> {
@@ -157,7 +195,10 @@ impl State {
 
     fn take(&mut self, chunk: NonNull<Chunk>, granules: u32, align: u32) -> Option<Placed> {
         self.placed(chunk, |body| {
-            Some((body.take(granules, align)?, PageMask::default()))
+            Some((
+                body.take(granules, align, Effort::Bounded)?,
+                PageMask::default(),
+            ))
         })
     }
 
@@ -177,13 +218,14 @@ impl State {
         let place = unsafe { chunk.as_ref() }.place;
         self.edit(chunk, |body| {
             let (area, claimed) = take(body)?;
-            let first_page = body.unit_page(body.map.pages_of(area.clone()).start);
+            let claimed_in_unit = body.unit_pages(claimed);
             Some(Placed {
                 chunk,
                 place,
                 area,
                 claimed,
-                first_page,
+                claimed_in_unit,
+                was_spare: false,
             })
         })
     }
@@ -221,10 +263,7 @@ impl State {
         let (shared, body) = unsafe { (chunk.as_ref(), &mut *chunk.as_ref().body()) };
         let before = body.counts;
         let result = change(body);
-        let room = Room {
-            ready: body.map.longest(),
-            growing: body.room(),
-        };
+        let room = body.room();
         let (after, was, belongs) = (body.counts, body.membership, body.belongs());
         body.membership = belongs;
         self.add_up(before, after);
@@ -279,12 +318,36 @@ impl State {
         stats.empty_pages = stats.empty_pages + u64::from(after.empty) - u64::from(before.empty);
     }
 
-    /// Enters a chunk that has been made.
+    /// Claims a vacant place for a chunk in the making.
+    pub(super) fn claim_place(&mut self) -> Result<u32, BackingError> {
+        let place = self
+            .directory
+            .vacant()
+            .ok_or(BackingError::OutOfAddressSpace)?;
+        self.directory.put(place, Place::Busy);
+        self.busy_places += 1;
+        Ok(place)
+    }
+
+    /// Vacates a place that was claimed, or whose chunk has been destroyed.
+    pub(super) fn vacate(&mut self, place: u32) {
+        self.directory.put(place, Place::Vacant);
+        self.busy_places -= 1;
+    }
+
+    /// Enters a chunk of the first chunk.
+    pub(super) fn add_first_chunk(&mut self, chunk: NonNull<Chunk>) {
+        self.busy_places += 1;
+        self.add_chunk(chunk, 0);
+    }
+
+    /// Enters a chunk that has been made, at the place that was claimed for it.
     pub(super) fn add_chunk(&mut self, chunk: NonNull<Chunk>, place: u32) {
         self.directory.put(place, Place::Chunk(chunk));
+        self.busy_places -= 1;
         self.stats.chunks += 1;
         self.stats.chunks_peak = self.stats.chunks_peak.max(self.stats.chunks);
-        self.spare_failed = false;
+        self.retry_after = RETRY_AFTER;
         self.edit(chunk, |_| ());
     }
 
@@ -296,6 +359,7 @@ impl State {
         self.leave(shared, membership);
         self.directory.put(shared.place, Place::Busy);
         self.directory.set_room(shared.place, Room::default());
+        self.busy_places += 1;
         self.stats.chunks -= 1;
         shared.place
     }
@@ -328,28 +392,51 @@ impl State {
         })
     }
 
-    /// Notes that pages are about to be populated without the lock.
-    pub(super) fn begin_populating(&mut self) -> Batch {
-        self.populating[self.phase] += 1;
+    /// Notes that an atomic request found neither room nor a spare chunk.
+    pub(super) fn note_shortfall(&mut self) {
+        self.stats.spare_shortfalls += 1;
+        self.spares_wanted += 1;
+        self.retry_in = 0;
+    }
+
+    /// Notes that a spare chunk could not be made.
+    pub(super) fn note_spare_failed(&mut self) {
+        self.retry_in = self.retry_after;
+        self.retry_after = self.retry_after.saturating_mul(2);
+    }
+
+    /// Whether a spare chunk may be tried: the last try worked, or is long enough ago.
+    pub(super) fn may_try_spare(&self) -> bool {
+        self.retry_in == 0
+    }
+
+    /// Notes that pages are about to be populated or given back without the lock.
+    pub(super) fn begin_work(&mut self) -> Batch {
+        self.works[self.phase] += 1;
         Batch {
             phase: self.phase,
-            during_bring_up: self.bring_up,
+            is_bring_up: self.is_bring_up,
         }
     }
 
     /// Notes the end of that.
-    pub(super) fn end_populating(&mut self, batch: Batch) {
-        self.populating[batch.phase] -= 1;
+    pub(super) fn end_work(&mut self, batch: Batch) {
+        self.works[batch.phase] -= 1;
     }
 
-    /// Starts a new phase: populating calls that begin from now on see what was changed before.
-    pub(super) fn next_phase(&mut self) {
+    /// The phase now: which of the two sets of CPUs new work uses.
+    pub(super) fn phase(&self) -> usize {
+        self.phase
+    }
+
+    /// Starts the other phase: work that begins from now on uses the other set.
+    pub(super) fn change_phase(&mut self) {
         self.phase = 1 - self.phase;
     }
 
-    /// Whether calls of the phase before this one are still under way.
-    pub(super) fn is_old_phase_busy(&self) -> bool {
-        self.populating[1 - self.phase] > 0
+    /// Whether work of the other phase is still under way.
+    pub(super) fn is_other_phase_busy(&self) -> bool {
+        self.works[1 - self.phase] > 0
     }
 
     pub(super) fn count_first_chunk(&mut self, populated_pages: u64) {
@@ -372,6 +459,7 @@ impl State {
 
     /// Counts an area of `bytes` as asked for, `rounded_bytes` as taken.
     pub(super) fn count_alloc(&mut self, bytes: usize, rounded_bytes: usize) {
+        self.retry_in = self.retry_in.saturating_sub(1);
         let stats = &mut self.stats;
         stats.allocs += 1;
         stats.live += 1;
@@ -391,6 +479,7 @@ impl State {
 
     pub(super) fn count_free(&mut self, rounded_bytes: usize) {
         self.frees_since = self.frees_since.saturating_add(1);
+        self.retry_in = self.retry_in.saturating_sub(1);
         let stats = &mut self.stats;
         stats.frees += 1;
         stats.live -= 1;

@@ -11,6 +11,10 @@ use crate::unit::GRANULE_BYTES;
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     pub(super) fn take_back(&self, address: usize, flags: FreeFlags) -> Result<(), FreeError> {
+        let unknown = flags.bits() & !FreeFlags::all().bits();
+        if unknown != 0 {
+            return Err(FreeError::UnknownFlags { bits: unknown });
+        }
         let (place, offset) = self.locate(address).ok_or(FreeError::Foreign { address })?;
         let is_reserved = place == 0 && self.geometry.regions.reserved.contains(&offset);
         if place == 0 && offset < self.geometry.regions.reserved.start {
@@ -50,6 +54,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         state.count_free(area.len() * GRANULE_BYTES);
         if let Some(hook) = state.hook {
             hook.event(&Event::Free {
+                bytes: area.len() * GRANULE_BYTES,
                 address,
                 at: (place, offset),
             });

@@ -1,18 +1,16 @@
 //! The upkeep: gives back memory that has run empty, destroys spare chunks that are too many, prepares those that are
 //! too few. It may sleep; a kernel runs it from a worker, a process when it is due.
 
-use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
 use lock_api::RawMutex;
 
 use super::PerCpuAllocator;
-use super::state::State;
-use crate::backing::{Backing, Context};
-use crate::chunk::Chunk;
+use super::state::{Batch, State};
+use crate::backing::Backing;
+use crate::chunk::{Chunk, MAX_MASK_PAGES, PageMask};
 use crate::cpus::Cpus;
-use crate::directory::Place;
 use crate::stats::Event;
 use crate::unit::GRANULE_BYTES;
 
@@ -33,9 +31,10 @@ struct Claim {
     chunk: NonNull<Chunk>,
     place: u32,
     /// Counted in the chunk's map.
-    pages: Range<u32>,
+    pages: PageMask,
     /// Counted in the unit.
-    unit_pages: Range<u32>,
+    in_unit: PageMask,
+    batch: Batch,
 }
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
@@ -50,22 +49,33 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     pub fn upkeep(&self) -> UpkeepReport {
         let target = {
             let mut state = self.state.lock();
-            let taken = core::mem::take(&mut state.spares_taken);
-            let wanted = (taken * 2).max(state.stats.spare_target / 2);
-            let target = wanted
-                .min(self.policy.spare_chunks_max)
-                .max(self.policy.spare_chunks);
+            // Twice what was wanted since the last time; what was not wanted is unlearned slowly.
+            let wanted = core::mem::take(&mut state.spares_wanted).saturating_mul(2);
+            let target = wanted.max(state.stats.spare_target.saturating_sub(1));
+            let most = self.policy.spare_chunks_max.max(self.policy.spare_chunks);
+            let target = target.clamp(self.policy.spare_chunks, most);
             state.stats.spare_target = target;
-            state.spare_failed = false;
             target
         };
-        self.settle(self.policy.empty_pages_low, target)
+        let mut report = self.settle(self.policy.empty_pages_low, target);
+        while self.lacks_spare(&self.state.lock()) {
+            if self.make_spare().is_err() {
+                self.state.lock().note_spare_failed();
+                break;
+            }
+            report.chunks_prepared += 1;
+        }
+        self.note_due(&self.state.lock());
+        report
     }
 
-    /// Gives back all that can be: every page without an area, and spare chunks beyond `spare_chunks`.
+    /// Gives back all that can be: every page without an area, and spare chunks beyond `spare_chunks`. It prepares
+    /// nothing.
     pub fn trim(&self, spare_chunks: u32) -> UpkeepReport {
         self.state.lock().stats.spare_target = self.policy.spare_chunks;
-        self.settle(0, spare_chunks)
+        let report = self.settle(0, spare_chunks);
+        self.note_due(&self.state.lock());
+        report
     }
 
     /// Runs the upkeep if it is due.
@@ -83,59 +93,47 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         while self.destroy_spare(spare_chunks) {
             report.chunks_destroyed += 1;
         }
-        while self.lacks_spare(&self.state.lock(), spare_chunks) {
-            if self.make_chunk(Context::MaySleep).is_err() {
-                self.state.lock().spare_failed = true;
-                break;
-            }
-            report.chunks_prepared += 1;
-        }
-        let mut state = self.state.lock();
-        state.frees_since = 0;
-        self.note_due(&state);
+        self.state.lock().frees_since = 0;
         report
     }
 
     /// Gives back pages without areas until at most `keep` of them are left; returns how many.
     pub(super) fn give_back(&self, keep: u32) -> u64 {
         let mut given_back = 0;
-        while let Some(Claim {
-            chunk,
-            place,
-            pages,
-            unit_pages,
-        }) = self.claim_empty(keep)
-        {
-            let span = self.span(place, unit_pages, Cpus::Set(&self.units.populated_for));
-            // SAFETY: the pages are claimed, no area touches them, and searches do not see them.
+        while let Some(claim) = self.claim_empty(keep) {
+            let span = self.span(claim.place, claim.in_unit, self.populated_for(claim.batch));
+            // SAFETY: the chunk is in the directory, so it is reserved; the pages are claimed, no area touches them, and
+            // searches do not see them.
             unsafe { self.backing.depopulate(span) };
-            given_back += u64::from(pages.end - pages.start);
-            self.state
-                .lock()
-                .edit(chunk, |body| body.depopulated(pages));
+            given_back += u64::from(claim.pages.count());
+            let mut state = self.state.lock();
+            state.end_work(claim.batch);
+            state.edit(claim.chunk, |body| body.depopulated(claim.pages));
         }
         given_back
     }
 
-    /// Claims a run of pages without areas.
+    /// Claims pages of one chunk that no area touches.
     fn claim_empty(&self, keep: u32) -> Option<Claim> {
         let mut state = self.state.lock();
         let surplus = state.stats.empty_pages.saturating_sub(keep.into());
-        if surplus == 0 || state.bring_up {
+        if surplus == 0 || state.is_bring_up {
             return None;
         }
         let chunk = state.drainable()?;
         // SAFETY: chunks on a list are valid until they are taken off it.
         let place = unsafe { chunk.as_ref() }.place;
-        state.edit(chunk, |body| {
-            let pages = body.claim_empty(surplus.min(u32::MAX.into()) as u32)?;
-            let unit_pages = body.unit_page(pages.start)..body.unit_page(pages.end);
-            Some(Claim {
-                chunk,
-                place,
-                pages,
-                unit_pages,
-            })
+        let limit = surplus.min(u32::MAX.into()) as u32;
+        let (pages, in_unit) = state.edit(chunk, |body| {
+            let pages = body.claim_empty(limit);
+            (pages, body.unit_pages(pages))
+        });
+        Some(Claim {
+            chunk,
+            place,
+            pages,
+            in_unit,
+            batch: state.begin_work(),
         })
     }
 
@@ -152,17 +150,17 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             (state.remove_chunk(chunk), chunk, state.hook)
         };
         self.destroy(place, chunk);
-        let mut state = self.state.lock();
-        state.directory.put(place, Place::Vacant);
-        state.stats.chunks_destroyed += 1;
-        state.stats.metadata_bytes -= self.geometry.chunk.block.size();
-        drop(state);
         if let Some(hook) = hook {
+            // Before the place is used again, so that the events are in order.
             hook.event(&Event::ChunkDestroyed {
                 place,
                 address: self.neutral(place),
             });
         }
+        let mut state = self.state.lock();
+        state.vacate(place);
+        state.stats.chunks_destroyed += 1;
+        state.stats.metadata_bytes -= self.geometry.chunk.block.size();
         true
     }
 
@@ -171,13 +169,15 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         // SAFETY: the chunk is ours alone; it is not used after its block is freed below.
         let (block, body) = unsafe { (chunk.as_ref().block, &*chunk.as_ref().body()) };
         if place != 0 {
+            let cpus = Cpus::Set(self.units.materialised());
             let mut from = 0;
-            while let Some(pages) = body.next_populated(from) {
-                from = pages.end;
-                let unit_pages = body.unit_page(pages.start)..body.unit_page(pages.end);
-                let span = self.span(place, unit_pages, Cpus::Set(&self.units.populated_for));
-                // SAFETY: only the end of the whole instance finds populated pages here, and ends all areas.
-                unsafe { self.backing.depopulate(span) };
+            while let Some(pages) = body.populated_pages(from) {
+                from += MAX_MASK_PAGES;
+                if !pages.is_empty() {
+                    let span = self.span(place, body.unit_pages(pages), cpus);
+                    // SAFETY: only the end of the whole instance finds populated pages here, and ends all areas.
+                    unsafe { self.backing.depopulate(span) };
+                }
             }
             // SAFETY: reserved when the chunk was made; all its pages are without memory now.
             unsafe { self.backing.release(self.space(place)) };
@@ -186,11 +186,14 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         unsafe { self.backing.free_metadata(block.0, block.1) };
     }
 
-    /// Whether a spare chunk should be made: there are fewer than `target`, and the chunks in use could not serve
-    /// the largest request.
-    fn lacks_spare(&self, state: &State, target: u32) -> bool {
-        let largest = (self.geometry.max_alloc_bytes / GRANULE_BYTES) as u32;
-        state.stats.spare_chunks < target && state.directory.longest() < largest
+    /// Whether a spare chunk should be made: there are fewer than wanted, and either atomic requests have asked for more
+    /// than the usual number, or the chunks in use could not serve the largest request.
+    fn lacks_spare(&self, state: &State) -> bool {
+        let target = state.stats.spare_target;
+        let largest = self.geometry.max_alloc_bytes.div_ceil(GRANULE_BYTES) as u32;
+        let largest_align = self.geometry.max_align_bytes.div_ceil(GRANULE_BYTES) as u32;
+        state.stats.spare_chunks < target
+            && (target > self.policy.spare_chunks || !state.has_room(largest, largest_align))
     }
 
     /// Notes whether an upkeep has something to do.
@@ -198,10 +201,10 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let (policy, stats) = (&self.policy, &state.stats);
         let empty_pages = stats.empty_pages;
         let is_quiet = state.frees_since >= policy.quiet_frees;
-        let due = empty_pages > policy.empty_pages_high.into()
+        let due = empty_pages > policy.empty_pages_high.max(policy.empty_pages_low).into()
             || (is_quiet && empty_pages > policy.empty_pages_low.into())
             || stats.spare_chunks > stats.spare_target
-            || (!state.spare_failed && self.lacks_spare(state, stats.spare_target));
+            || (state.may_try_spare() && self.lacks_spare(state));
         if self.upkeep_due.load(Ordering::Relaxed) != due {
             self.upkeep_due.store(due, Ordering::Relaxed);
         }

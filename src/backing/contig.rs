@@ -68,6 +68,40 @@ pub struct Contig<R: RawMutex> {
     metadata: Mutex<R, Pool>,
 }
 
+/// Why a group's units find no place in chunk 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AreaError {
+    /// It is not long enough: it was planned for another topology.
+    NoRoom {
+        /// What it lacks.
+        lacking_bytes: usize,
+    },
+    /// The region does not begin at a multiple of the plan's atom; an atom of a page fits any region.
+    Misaligned {
+        /// The alignment asked for.
+        align_bytes: usize,
+    },
+}
+
+impl fmt::Display for AreaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRoom { lacking_bytes } => {
+                write!(f, "chunk 0 is {lacking_bytes} bytes too short")
+            }
+            Self::Misaligned { align_bytes } => {
+                write!(
+                    f,
+                    "the region does not begin at a multiple of {align_bytes}"
+                )
+            }
+        }
+    }
+}
+
+impl core::error::Error for AreaError {}
+
 /// Why a region cannot hold chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -159,8 +193,7 @@ impl<R: RawMutex> Contig<R> {
 
 // SAFETY: areas are taken one behind the other from chunk 0, which nothing else uses; the region is 'static.
 unsafe impl<R: RawMutex> EarlyMemory for Contig<R> {
-    /// The bytes that chunk 0 lacks, or the alignment that the region lacks.
-    type Error = usize;
+    type Error = AreaError;
 
     fn contents(&self) -> Contents {
         Contents::Dirty
@@ -170,15 +203,19 @@ unsafe impl<R: RawMutex> EarlyMemory for Contig<R> {
         usize::MAX
     }
 
-    fn alloc_area(&mut self, request: AreaRequest) -> Result<NonNull<u8>, usize> {
+    fn alloc_area(&mut self, request: AreaRequest) -> Result<NonNull<u8>, AreaError> {
         let end = self.built_bytes + request.nr_units as usize * self.unit_bytes;
         if end > self.chunk_bytes {
-            return Err(end - self.chunk_bytes);
+            return Err(AreaError::NoRoom {
+                lacking_bytes: end - self.chunk_bytes,
+            });
         }
         // SAFETY: `built_bytes < end <= chunk_bytes`, and the region holds at least one chunk.
         let area = unsafe { self.start.add(self.built_bytes) };
         if !area.as_ptr().addr().is_multiple_of(request.align_bytes) {
-            return Err(request.align_bytes);
+            return Err(AreaError::Misaligned {
+                align_bytes: request.align_bytes,
+            });
         }
         self.built_bytes = end;
         Ok(area)
@@ -216,13 +253,21 @@ unsafe impl<R: RawMutex> Backing for Contig<R> {
         unsafe { self.metadata.lock().free(block, layout) };
     }
 
-    fn reserve(&self, _space: ChunkSpace<'_>, _context: Context) -> Result<(), BackingError> {
+    unsafe fn reserve(
+        &self,
+        _space: ChunkSpace<'_>,
+        _context: Context,
+    ) -> Result<(), BackingError> {
         Ok(())
     }
 
     unsafe fn release(&self, _space: ChunkSpace<'_>) {}
 
-    fn populate(&self, _span: PageSpan<'_>, _context: Context) -> Result<Contents, BackingError> {
+    unsafe fn populate(
+        &self,
+        _span: PageSpan<'_>,
+        _context: Context,
+    ) -> Result<Contents, BackingError> {
         Ok(Contents::Dirty)
     }
 

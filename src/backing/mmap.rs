@@ -195,7 +195,7 @@ unsafe impl PageMemory for Mmap {
             .ok_or(io::ErrorKind::OutOfMemory.into())
     }
 
-    fn map_new_page(&mut self, node: NodeId, address: NonNull<u8>) -> io::Result<()> {
+    unsafe fn map_new_page(&mut self, node: NodeId, address: NonNull<u8>) -> io::Result<()> {
         let address = address.as_ptr().addr();
         // SAFETY: the page lies in a window that was taken, and holds nothing yet.
         unsafe {
@@ -240,7 +240,7 @@ unsafe impl Backing for Mmap {
         unsafe { System.dealloc(block.as_ptr(), layout) };
     }
 
-    fn reserve(&self, space: ChunkSpace<'_>, _context: Context) -> Result<(), BackingError> {
+    unsafe fn reserve(&self, space: ChunkSpace<'_>, _context: Context) -> Result<(), BackingError> {
         for area in space.areas() {
             // SAFETY: the chunk's part of the range is not in use.
             let opened = unsafe {
@@ -263,7 +263,11 @@ unsafe impl Backing for Mmap {
         space.areas().for_each(|area| self.close_area(area));
     }
 
-    fn populate(&self, _span: PageSpan<'_>, _context: Context) -> Result<Contents, BackingError> {
+    unsafe fn populate(
+        &self,
+        _span: PageSpan<'_>,
+        _context: Context,
+    ) -> Result<Contents, BackingError> {
         // The first touch brings the memory, zeroed.
         Ok(Contents::Zeroed)
     }

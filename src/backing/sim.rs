@@ -15,11 +15,12 @@ use std::vec;
 use std::vec::Vec;
 
 use core::alloc::Layout;
+use core::ops::Range;
 
 use parking_lot::Mutex;
 
 use super::mmap::{Mmap, Placement};
-use super::{Backing, BackingError, ChunkSpace, Context, PageSpan, Window};
+use super::{Backing, BackingError, ChunkSpace, Context, CpuArea, PageSpan, Window};
 use crate::allocator::{PerCpuAllocator, Policy};
 use crate::embed::{self, AreaRequest, EarlyMemory};
 use crate::page::{self, PageMemory};
@@ -293,10 +294,8 @@ pub enum Call {
     Populate {
         /// The chunk's place.
         chunk: u32,
-        /// The first page, counted in the unit.
-        first_page: u32,
-        /// How many pages.
-        pages: u32,
+        /// Which pages, as runs of neighbours, counted in the unit.
+        pages: Vec<Range<u32>>,
         /// On which CPUs.
         cpus: Vec<CpuId>,
         /// Whether the call could sleep.
@@ -306,10 +305,8 @@ pub enum Call {
     Depopulate {
         /// The chunk's place.
         chunk: u32,
-        /// The first page, counted in the unit.
-        first_page: u32,
-        /// How many pages.
-        pages: u32,
+        /// Which pages, as runs of neighbours, counted in the unit.
+        pages: Vec<Range<u32>>,
         /// On which CPUs.
         cpus: Vec<CpuId>,
     },
@@ -427,13 +424,14 @@ impl Sim {
     }
 
     fn fill(span: PageSpan<'_>, byte: u8) {
-        for area in span.areas() {
-            // SAFETY: callers fill pages that belong to the backing at this moment.
-            unsafe {
-                std::ptr::with_exposed_provenance_mut::<u8>(area.address)
-                    .write_bytes(byte, area.bytes)
-            };
-        }
+        span.areas().for_each(|area| Self::fill_area(area, byte));
+    }
+
+    fn fill_area(area: CpuArea, byte: u8) {
+        // SAFETY: callers fill pages that belong to the backing at this moment.
+        unsafe {
+            std::ptr::with_exposed_provenance_mut::<u8>(area.address).write_bytes(byte, area.bytes)
+        };
     }
 }
 
@@ -503,11 +501,12 @@ unsafe impl PageMemory for Sim {
         self.memory.reserve_window(bytes)
     }
 
-    fn map_new_page(&mut self, node: NodeId, address: NonNull<u8>) -> io::Result<()> {
+    unsafe fn map_new_page(&mut self, node: NodeId, address: NonNull<u8>) -> io::Result<()> {
         if self.fails() {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        self.memory.map_new_page(node, address)
+        // SAFETY: the promise of the caller.
+        unsafe { self.memory.map_new_page(node, address) }
     }
 
     unsafe fn unmap_page(&mut self, address: NonNull<u8>) {
@@ -564,23 +563,24 @@ unsafe impl Backing for Sim {
         unsafe { System.dealloc(block.as_ptr(), layout) };
     }
 
-    fn reserve(&self, space: ChunkSpace<'_>, context: Context) -> Result<(), BackingError> {
+    unsafe fn reserve(&self, space: ChunkSpace<'_>, context: Context) -> Result<(), BackingError> {
         if context == Context::Atomic && self.config.reserve == Context::MaySleep {
             return Err(BackingError::WouldSleep);
         }
         if self.fails() {
             return Err(BackingError::OutOfAddressSpace);
         }
-        self.memory.reserve(space, context)?;
+        // SAFETY: the promise of the caller.
+        unsafe { self.memory.reserve(space, context)? };
         if self.is_checked() {
             assert!(
-                self.state.lock().reserved.insert(space.chunk),
+                self.state.lock().reserved.insert(space.chunk()),
                 "chunk {} is reserved",
-                space.chunk
+                space.chunk()
             );
         }
         self.log(|| Call::Reserve {
-            chunk: space.chunk,
+            chunk: space.chunk(),
             context,
         });
         Ok(())
@@ -590,57 +590,65 @@ unsafe impl Backing for Sim {
         if self.is_checked() {
             let mut state = self.state.lock();
             assert!(
-                state.reserved.remove(&space.chunk),
+                state.reserved.remove(&space.chunk()),
                 "chunk {} is not reserved",
-                space.chunk
+                space.chunk()
             );
             let left = state
                 .populated
                 .iter()
-                .find(|((chunk, _), pages)| *chunk == space.chunk && !pages.is_empty());
+                .find(|((chunk, _), pages)| *chunk == space.chunk() && !pages.is_empty());
             assert!(
                 left.is_none(),
                 "chunk {} still has pages: {left:?}",
-                space.chunk
+                space.chunk()
             );
         }
-        self.state.lock().used.remove(&space.chunk);
+        self.state.lock().used.remove(&space.chunk());
         // SAFETY: the promise of the caller.
         unsafe { self.memory.release(space) };
-        self.log(|| Call::Release { chunk: space.chunk });
+        self.log(|| Call::Release {
+            chunk: space.chunk(),
+        });
     }
 
-    fn populate(&self, span: PageSpan<'_>, context: Context) -> Result<Contents, BackingError> {
+    unsafe fn populate(
+        &self,
+        span: PageSpan<'_>,
+        context: Context,
+    ) -> Result<Contents, BackingError> {
         if self.fails() {
             return Err(BackingError::OutOfFrames);
         }
         if self.is_checked() {
             let mut state = self.state.lock();
             assert!(
-                state.reserved.contains(&span.chunk),
+                state.reserved.contains(&span.chunk()),
                 "chunk {} is not reserved",
-                span.chunk
+                span.chunk()
             );
-            for cpu in span.cpus.iter() {
-                let pages = state.populated.entry((span.chunk, cpu.get())).or_default();
-                for page in span.first_page..span.first_page + span.pages {
+            for cpu in span.cpus().iter() {
+                let pages = state
+                    .populated
+                    .entry((span.chunk(), cpu.get()))
+                    .or_default();
+                for page in span.runs().flatten() {
                     let is_new = pages.insert(page);
                     assert!(
-                        is_new || matches!(span.cpus, super::Cpus::One(_)),
+                        is_new || matches!(span.cpus(), super::Cpus::One(_)),
                         "page {page} is populated"
                     );
                 }
             }
         }
-        if self.config.contents == Contents::Dirty && matches!(span.cpus, super::Cpus::Set(_)) {
+        if self.config.contents == Contents::Dirty && matches!(span.cpus(), super::Cpus::Set(_)) {
             Self::fill(span, 0xa5);
         }
         let contents = self.mark_used(span);
         self.log(|| Call::Populate {
-            chunk: span.chunk,
-            first_page: span.first_page,
-            pages: span.pages,
-            cpus: span.cpus.iter().collect(),
+            chunk: span.chunk(),
+            pages: span.runs().collect(),
+            cpus: span.cpus().iter().collect(),
             context,
         });
         Ok(contents)
@@ -649,24 +657,30 @@ unsafe impl Backing for Sim {
     unsafe fn depopulate(&self, span: PageSpan<'_>) {
         if self.is_checked() {
             let mut state = self.state.lock();
-            for cpu in span.cpus.iter() {
-                let pages = state.populated.entry((span.chunk, cpu.get())).or_default();
-                for page in span.first_page..span.first_page + span.pages {
+            for cpu in span.cpus().iter() {
+                let pages = state
+                    .populated
+                    .entry((span.chunk(), cpu.get()))
+                    .or_default();
+                for page in span.runs().flatten() {
                     let was_there = pages.remove(&page);
                     assert!(
-                        was_there || matches!(span.cpus, super::Cpus::One(_)),
-                        "page {page} is not populated"
+                        was_there || matches!(span.cpus(), super::Cpus::One(_)),
+                        "page {page} is not populated on CPU {cpu}"
                     );
                 }
             }
             drop(state);
-            Self::fill(span, 0xdb);
+            for area in span.areas() {
+                // The copies of a CPU that did not come up after all read as zero again.
+                let is_used = span.units().materialised().contains(area.cpu);
+                Self::fill_area(area, if is_used { 0xdb } else { 0 });
+            }
         }
         self.log(|| Call::Depopulate {
-            chunk: span.chunk,
-            first_page: span.first_page,
-            pages: span.pages,
-            cpus: span.cpus.iter().collect(),
+            chunk: span.chunk(),
+            pages: span.runs().collect(),
+            cpus: span.cpus().iter().collect(),
         });
     }
 
@@ -683,9 +697,9 @@ impl Sim {
     /// Notes that the pages of `span` are used from now on; what they hold.
     fn mark_used(&self, span: PageSpan<'_>) -> Contents {
         let mut state = self.state.lock();
-        let words = state.used.entry(span.chunk).or_default();
+        let words = state.used.entry(span.chunk()).or_default();
         let mut contents = self.config.contents;
-        for page in span.first_page..span.first_page + span.pages {
+        for page in span.runs().flatten() {
             let (word, bit) = (page as usize / 64, 1 << (page % 64));
             if words.len() <= word {
                 words.resize(word + 1, 0);

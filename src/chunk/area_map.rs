@@ -70,6 +70,15 @@ impl PageRuns {
     }
 }
 
+/// How hard a search looks for a place that suits an alignment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// A few disappointments, then only where any alignment is served: for every request.
+    Bounded,
+    /// Everywhere: before a request is refused.
+    Exhaustive,
+}
+
 /// Why an offset does not name an area.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoArea {
@@ -205,8 +214,8 @@ impl AreaMap {
     }
 
     /// A place for `len` granules aligned to `align` granules (a power of two, at most a page): the lowest, but for
-    /// requests whose alignment the holes on the way cannot serve.
-    pub(crate) fn find(&self, len: u32, align: u32) -> Option<u32> {
+    /// requests whose alignment the holes on the way cannot serve, unless every effort is to be made.
+    pub(crate) fn find(&self, len: u32, align: u32, effort: Effort) -> Option<u32> {
         if len > self.longest() {
             return None;
         }
@@ -215,7 +224,10 @@ impl AreaMap {
             len,
             align,
             at_least: len,
-            tries: MISALIGNED_PAGES,
+            tries: match effort {
+                Effort::Bounded => MISALIGNED_PAGES,
+                Effort::Exhaustive => u32::MAX,
+            },
         };
         search.node(self.levels, 0).or_else(|| {
             search.at_least = len + align - 1;
@@ -224,30 +236,24 @@ impl AreaMap {
         })
     }
 
-    /// A place for `len` granules aligned to `align` granules that takes the fewest vacant pages, the lowest of these;
-    /// otherwise the longest run, vacant pages included.
+    /// A place for `len` granules aligned to `align` granules that takes the fewest vacant pages, the lowest of these.
     ///
     /// Cost: a look at each page. It is for requests that are about to have memory populated, which costs far more.
-    pub(crate) fn find_growing(&self, len: u32, align: u32) -> Result<u32, u32> {
+    pub(crate) fn find_growing(&self, len: u32, align: u32) -> Option<u32> {
         let page_len = self.granules_per_page;
-        let mut longest = 0;
         // (vacant pages taken, start)
         let mut best: Option<(u32, u32)> = None;
-        let mut run_start = 0;
+        let mut run_start = 0_u32;
         for page in 0..=self.pages() {
-            let (start, end) = match self.runs.get(page as usize) {
-                None => (0, 0),
-                Some(runs) => match runs.visibility {
-                    Visibility::Ready => (u32::from(runs.start), u32::from(runs.end)),
-                    Visibility::Vacant => (page_len, page_len),
-                    Visibility::Hidden => (0, 0),
-                },
+            let (start, end) = if page < self.pages() {
+                self.seen(page)
+            } else {
+                (0, 0)
             };
             if start == page_len {
                 continue;
             }
             let run_end = page * page_len + start;
-            longest = longest.max(run_end - run_start);
             let area = run_start.next_multiple_of(align);
             if area + len <= run_end {
                 let taken = self
@@ -263,7 +269,71 @@ impl AreaMap {
             }
             run_start = (page + 1) * page_len - end;
         }
-        best.map(|(_, start)| start).ok_or(longest)
+        best.map(|(_, start)| start)
+    }
+
+    /// Length of the free run that `granules`, which are free, lie in; vacant pages included, hidden ones not.
+    pub(crate) fn run_around(&self, granules: Range<u32>) -> u32 {
+        let page_len = self.granules_per_page;
+        let is_free = |page: u32| {
+            self.runs[page as usize].visibility != Visibility::Hidden && self.is_page_free(page)
+        };
+        let (first, last) = (granules.start / page_len, (granules.end - 1) / page_len);
+        let words = |page: u32| &self.used[self.words(page)];
+        let mut start =
+            first * page_len + bitmap::run_start(words(first), granules.start % page_len);
+        if start == first * page_len {
+            let mut page = first;
+            while page > 0 && is_free(page - 1) {
+                page -= 1;
+            }
+            let tail = page.checked_sub(1).map_or(0, |before| self.seen(before).1);
+            start = page * page_len - tail;
+        }
+        let inside = granules.end - last * page_len;
+        let mut end = last * page_len + bitmap::next_set(words(last), inside..page_len);
+        if end == (last + 1) * page_len {
+            let mut page = last + 1;
+            while page < self.pages() && is_free(page) {
+                page += 1;
+            }
+            let head = if page < self.pages() {
+                self.seen(page).0
+            } else {
+                0
+            };
+            end = page * page_len + head;
+        }
+        end - start
+    }
+
+    /// The longest free run, vacant pages included, hidden ones not.
+    pub(crate) fn longest_growing(&self) -> u32 {
+        let page_len = self.granules_per_page;
+        let (mut longest, mut run) = (0, 0);
+        for page in 0..self.pages() {
+            let (start, end) = self.seen(page);
+            longest = longest.max(run + start);
+            if self.runs[page as usize].visibility == Visibility::Ready {
+                longest = longest.max(self.runs[page as usize].longest.into());
+            }
+            run = if start == page_len {
+                run + page_len
+            } else {
+                end
+            };
+        }
+        longest.max(run)
+    }
+
+    /// The free granules at the start and at the end of `page` that a growing search sees.
+    fn seen(&self, page: u32) -> (u32, u32) {
+        let runs = &self.runs[page as usize];
+        match runs.visibility {
+            Visibility::Ready => (runs.start.into(), runs.end.into()),
+            Visibility::Vacant => (self.granules_per_page, self.granules_per_page),
+            Visibility::Hidden => (0, 0),
+        }
     }
 
     fn is_vacant(&self, page: u32) -> bool {

@@ -19,6 +19,29 @@ fn map_of(pages: u32, granules_per_page: u32, region: Range<u32>) -> AreaMap {
     unsafe { AreaMap::new(block, &layout, region, Visibility::Ready) }
 }
 
+impl AreaMap {
+    /// Compares what growing searches are told with a walk over all granules.
+    fn check_growing(&self) {
+        let page_len = self.granules_per_page;
+        let is_seen = |granule: u32| {
+            !bitmap::get(&self.used, granule)
+                && self.runs[(granule / page_len) as usize].visibility != Visibility::Hidden
+        };
+        let (mut longest, mut start) = (0, 0);
+        for granule in 0..=self.end() {
+            if granule == self.end() || !is_seen(granule) {
+                if granule > start {
+                    longest = longest.max(granule - start);
+                    let middle = start + (granule - start) / 2;
+                    assert_eq!(self.run_around(middle..middle + 1), granule - start);
+                }
+                start = granule + 1;
+            }
+        }
+        assert_eq!(self.longest_growing(), longest);
+    }
+}
+
 fn whole_map(pages: u32) -> AreaMap {
     map_of(pages, PAGE, 0..pages * PAGE)
 }
@@ -52,6 +75,7 @@ impl AreaMap {
                 );
             }
         }
+        self.check_growing();
         // The root against the definition: the longest run of granules in visible pages.
         let mut longest = 0;
         let mut len = 0;
@@ -221,7 +245,7 @@ fn searches() {
     ];
     for (what, pages, free, len, align, found) in rows {
         let mut map = with_free(*pages, free);
-        assert_eq!(map.find(*len, *align), *found, "{what}");
+        assert_eq!(map.find(*len, *align, Effort::Bounded), *found, "{what}");
         if let Some(start) = *found {
             map.take(start, *len);
             map.check();
@@ -239,9 +263,9 @@ fn alignment_that_no_hole_serves_is_settled_by_a_run_that_fits_anywhere() {
         map.take(granule, 1);
     }
     map.check();
-    assert_eq!(map.find(1, 1), Some(1));
-    assert_eq!(map.find(1, 2), Some(61440));
-    assert_eq!(map.find(2, 2), Some(61440));
+    assert_eq!(map.find(1, 1, Effort::Bounded), Some(1));
+    assert_eq!(map.find(1, 2, Effort::Bounded), Some(61440));
+    assert_eq!(map.find(2, 2, Effort::Bounded), Some(61440));
 }
 
 #[test]
@@ -250,11 +274,11 @@ fn hidden_pages_are_not_found() {
     map.set_visibility(0..1, Visibility::Hidden);
     map.set_visibility(2..3, Visibility::Hidden);
     map.check();
-    assert_eq!(map.find(1, 1), Some(1024));
-    assert_eq!(map.find(1025, 1), None);
+    assert_eq!(map.find(1, 1, Effort::Bounded), Some(1024));
+    assert_eq!(map.find(1025, 1, Effort::Bounded), None);
     map.set_visibility(0..4, Visibility::Ready);
     map.check();
-    assert_eq!(map.find(4096, 1), Some(0));
+    assert_eq!(map.find(4096, 1, Effort::Bounded), Some(0));
 }
 
 #[test]
@@ -266,17 +290,17 @@ fn growing_takes_the_fewest_vacant_pages() {
         &'static [(u32, u32)],
         u32,
         u32,
-        Result<u32, u32>,
+        Option<u32>,
     );
     let rows: &[Row] = &[
-        ("all vacant", &[0, 1, 2, 3], &[(0, 4096)], 5, 1, Ok(0)),
+        ("all vacant", &[0, 1, 2, 3], &[(0, 4096)], 5, 1, Some(0)),
         (
             "starts in the tail of a page",
             &[2],
             &[(2000, 3072)],
             100,
             1,
-            Ok(2000),
+            Some(2000),
         ),
         (
             "the tail does not suit the alignment",
@@ -284,7 +308,7 @@ fn growing_takes_the_fewest_vacant_pages() {
             &[(2001, 3072)],
             1000,
             1024,
-            Ok(2048),
+            Some(2048),
         ),
         (
             "ends in the head of a page",
@@ -292,7 +316,7 @@ fn growing_takes_the_fewest_vacant_pages() {
             &[(1024, 2148)],
             1100,
             1,
-            Ok(1024),
+            Some(1024),
         ),
         (
             "one vacant page rather than two",
@@ -300,7 +324,7 @@ fn growing_takes_the_fewest_vacant_pages() {
             &[(0, 2048), (2500, 4096)],
             1500,
             1,
-            Ok(2500),
+            Some(2500),
         ),
         (
             "lowest of two alike",
@@ -308,10 +332,10 @@ fn growing_takes_the_fewest_vacant_pages() {
             &[(1024, 2048), (3072, 4096)],
             7,
             1,
-            Ok(1024),
+            Some(1024),
         ),
-        ("too long", &[1, 2], &[(1024, 3080)], 2057, 1, Err(2056)),
-        ("nothing vacant, nothing free", &[], &[], 1, 1, Err(0)),
+        ("too long", &[1, 2], &[(1024, 3080)], 2057, 1, None),
+        ("nothing vacant, nothing free", &[], &[], 1, 1, None),
     ];
     for (what, vacant, free, len, align, found) in rows {
         let mut map = with_free(4, free);
@@ -325,7 +349,7 @@ fn growing_takes_the_fewest_vacant_pages() {
     map.set_visibility(0..4, Visibility::Hidden);
     assert_eq!(
         map.find_growing(1, 1),
-        Err(0),
+        None,
         "hidden pages are not grown into"
     );
 }
@@ -334,8 +358,8 @@ fn growing_takes_the_fewest_vacant_pages() {
 fn a_region_need_not_fill_its_pages() {
     let mut map = map_of(3, PAGE, 10..3000);
     map.check();
-    assert_eq!(map.find(1, 1), Some(10));
-    assert_eq!(map.find(2990, 1), Some(10));
+    assert_eq!(map.find(1, 1, Effort::Bounded), Some(10));
+    assert_eq!(map.find(2990, 1, Effort::Bounded), Some(10));
     assert_eq!(map.area_at(0), Err(NoArea::Free));
     assert_eq!(map.area_at(3071), Err(NoArea::Free));
     map.take(10, 2990);
@@ -393,7 +417,7 @@ fn random_operations_keep_the_summaries_right() {
                 let len = [1, 2, 4, 16, 100, 500, granules_per_page][next(7) as usize]
                     .min(granules_per_page * pages);
                 let align = (1 << next(7)).min(granules_per_page);
-                match map.find(len, align) {
+                match map.find(len, align, Effort::Bounded) {
                     Some(start) => {
                         assert_eq!(start % align, 0);
                         map.take(start, len);

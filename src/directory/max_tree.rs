@@ -82,11 +82,6 @@ impl MaxTree {
         }
     }
 
-    /// The largest value.
-    pub(super) fn max(&self) -> u32 {
-        self.nodes[self.level_at[self.levels as usize] as usize]
-    }
-
     /// The lowest index, `from` or above, whose value is at least `least`.
     pub(super) fn find(&self, least: u32, from: u32) -> Option<u32> {
         self.find_below(self.levels, 0, least, from)
@@ -146,7 +141,6 @@ mod tests {
                 let (from, least) = ((state >> 40) as u32 % leaves, (state >> 13) as u32 % 9 + 1);
                 let found = (from..leaves).find(|&at| plain[at as usize] >= least);
                 assert_eq!(tree.find(least, from), found);
-                assert_eq!(tree.max(), *plain.iter().max().unwrap());
             }
         }
     }

@@ -217,7 +217,11 @@ unsafe impl PageMemory for Arena {
         );
         Ok(self.start)
     }
-    fn map_new_page(&mut self, node: NodeId, address: NonNull<u8>) -> Result<(), &'static str> {
+    unsafe fn map_new_page(
+        &mut self,
+        node: NodeId,
+        address: NonNull<u8>,
+    ) -> Result<(), &'static str> {
         self.call()?;
         let (window, bytes) = self.window.expect("a window");
         let address = address.as_ptr().addr();

@@ -1,0 +1,178 @@
+//! `pcpu replay`: runs recorded traces through the allocator on a simulated machine.
+//!
+//! A file is parsed, replayed once with every check on ([`pass::checked`]), which gives all figures but the time, and then
+//! `--repeat` times with nothing on but a clock ([`pass::timed`]). All memory is freed and given back after each pass.
+
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::count;
+use crate::error::CliError;
+use crate::print;
+use crate::script::Script;
+
+pub mod check;
+pub mod pass;
+pub mod player;
+pub mod report;
+
+use pass::Checked;
+use player::{Player, Setup, UpkeepPace, Zeroing};
+use report::Report;
+
+/// The most CPUs of a simulated machine.
+const MAX_CPUS: u32 = pcpu::unit::MAX_CPUS;
+
+/// Replay recorded percpu traces on a simulated machine and report packing, failures and time
+///
+/// A trace is the text of /sys/kernel/tracing/trace with the percpu events on, plain or gzip.
+#[derive(Args, Debug)]
+pub struct ReplayArgs {
+    /// The traces
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// CPUs of the machine
+    #[arg(long, value_name = "N", default_value = "16", allow_hyphen_values = true,
+          value_parser = count::within(1..=MAX_CPUS))]
+    cpus: u32,
+    /// Nodes that the CPUs are spread over
+    #[arg(long, value_name = "N", default_value = "1", allow_hyphen_values = true,
+          value_parser = count::within(1..=MAX_CPUS))]
+    nodes: u32,
+    /// Ask for memory that need not be zero
+    #[arg(long)]
+    no_zero: bool,
+    /// Leave the per-CPU caches out
+    #[arg(long)]
+    no_cache: bool,
+    /// Time the trace so many times
+    #[arg(long, value_name = "K", default_value = "1", allow_hyphen_values = true,
+          value_parser = count::within(1..=1_000_000))]
+    repeat: u32,
+    /// Run the upkeep at most once per so many operations, not whenever it is due
+    #[arg(long, value_name = "OPS", allow_hyphen_values = true,
+          value_parser = count::within(1..=u32::MAX))]
+    upkeep_every: Option<u32>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Write where every allocation lay to this file, as CSV
+    #[arg(long, value_name = "OUT.csv")]
+    placements: Option<PathBuf>,
+}
+
+/// Replays the traces and prints the results.
+///
+/// # Errors
+/// One line: an option or a file makes no sense, a check or a request failed.
+pub fn run(args: &ReplayArgs) -> Result<(), CliError> {
+    let setup = setup(args)?;
+    let mut reports = Vec::new();
+    for file in &args.files {
+        reports.push(replay(file, args, &setup)?);
+    }
+    print(&match args.json {
+        true => report::json(&reports)?,
+        false => report::table(&reports, &setup),
+    })?;
+    let failed: u64 = reports.iter().map(|report| report.failed).sum();
+    match reports
+        .iter()
+        .find_map(|report| report.first_failure.as_ref())
+    {
+        None => Ok(()),
+        Some(first) => Err(CliError::Failed(format!(
+            "{failed} requests failed, the first at {first}"
+        ))),
+    }
+}
+
+fn setup(args: &ReplayArgs) -> Result<Setup, CliError> {
+    if args.nodes > args.cpus {
+        return Err(CliError::Input(format!(
+            "--nodes {}: the limit is {}, the number of CPUs",
+            args.nodes, args.cpus
+        )));
+    }
+    if args.placements.is_some() && args.files.len() != 1 {
+        return Err(CliError::Input(format!(
+            "--placements: {} files are given, the limit is 1",
+            args.files.len()
+        )));
+    }
+    // There is nothing to leave out yet; scripts may name the option already.
+    let _ = args.no_cache;
+    Ok(Setup {
+        cpus: args.cpus,
+        nodes: args.nodes,
+        zeroing: match args.no_zero {
+            true => Zeroing::Off,
+            false => Zeroing::On,
+        },
+        upkeep: match args.upkeep_every {
+            Some(ops) => UpkeepPace::Every(ops),
+            None => UpkeepPace::WhenDue,
+        },
+    })
+}
+
+fn replay(file: &Path, args: &ReplayArgs, setup: &Setup) -> Result<Report, CliError> {
+    let name = file.display().to_string();
+    let script = Script::read(file)?;
+    let mut out = args.placements.as_deref().map(create).transpose()?;
+    let progress = progress(&name, &script, args.repeat);
+    let mut player = Player::new(&name, &script, setup)?;
+
+    let checked = pass::checked(&mut player, |steps| progress.inc(steps))?;
+    player.empty()?;
+    let time = pass::timed(&mut player, args.repeat, || {
+        progress.inc(script.steps.len() as u64)
+    })?;
+    progress.finish_and_clear();
+
+    if let (Some(out), Some(path)) = (&mut out, &args.placements) {
+        write_placements(out, &checked).map_err(|error| {
+            CliError::Failed(format!("cannot write {}: {error}", path.display()))
+        })?;
+    }
+    Ok(Report::new(name, &script, checked, time, args.repeat))
+}
+
+fn create(path: &Path) -> Result<BufWriter<File>, CliError> {
+    File::create(path)
+        .map(BufWriter::new)
+        .map_err(|error| CliError::Input(format!("cannot write {}: {error}", path.display())))
+}
+
+fn write_placements(out: &mut impl Write, checked: &Checked) -> io::Result<()> {
+    writeln!(out, "id,chunk,offset,size,align,alloc_op,free_op")?;
+    for (id, row) in checked.placements.iter().enumerate() {
+        let (at, request) = (row.at, row.request);
+        write!(
+            out,
+            "{id},{},{},{},{},{},",
+            at.0, at.1, request.bytes, request.align, row.alloc_op
+        )?;
+        match row.free_op {
+            Some(op) => writeln!(out, "{op}")?,
+            None => writeln!(out)?,
+        }
+    }
+    out.flush()
+}
+
+/// A bar on a terminal, nothing elsewhere.
+fn progress(name: &str, script: &Script, repeat: u32) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {bar:40} {percent:>3} % {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(script.steps.len() as u64 * (1 + u64::from(repeat)))
+        .with_style(style)
+        .with_message(name.to_owned())
+}

@@ -1,0 +1,235 @@
+//! The machine of a replay, and one step of a script on it.
+
+use pcpu::backing::sim::{Machine, SimAllocator};
+use pcpu::unit::GRANULE_BYTES;
+use pcpu::{AllocError, AllocFlags, FreeFlags, Request};
+
+use super::check;
+use crate::error::CliError;
+use crate::script::{Action, Purpose, Script, Step};
+
+/// Whether requests ask for zeroed memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zeroing {
+    /// They do.
+    On,
+    /// Every request carries [`AllocFlags::NO_ZERO`].
+    Off,
+}
+
+/// How often the upkeep runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpkeepPace {
+    /// After each step, if it is due.
+    WhenDue,
+    /// If it is due, but at most once per so many operations.
+    Every(u32),
+}
+
+/// The machine and the rules of a replay.
+#[derive(Debug, Clone, Copy)]
+pub struct Setup {
+    /// CPUs of the machine.
+    pub cpus: u32,
+    /// Nodes that they are spread over; at most as many.
+    pub nodes: u32,
+    /// Whether memory is asked for zeroed.
+    pub zeroing: Zeroing,
+    /// How often the upkeep runs.
+    pub upkeep: UpkeepPace,
+}
+
+impl Default for Setup {
+    /// The machine that traces are replayed on if nothing else is asked for.
+    fn default() -> Self {
+        Self {
+            cpus: 16,
+            nodes: 1,
+            zeroing: Zeroing::On,
+            upkeep: UpkeepPace::WhenDue,
+        }
+    }
+}
+
+/// A live area.
+#[derive(Debug, Clone, Copy)]
+pub struct Area {
+    /// Its neutral address.
+    pub address: usize,
+    /// Its size, rounded up to the grain.
+    pub bytes: usize,
+    flags: FreeFlags,
+}
+
+/// What a step came to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// An area was handed out.
+    Allocated(Area),
+    /// The request was refused.
+    Refused(AllocError),
+    /// The area was freed.
+    Freed(Area),
+    /// There was nothing to free: the allocation had been refused.
+    Skipped,
+}
+
+/// Plays a script on a machine of its own.
+pub struct Player<'s> {
+    /// The name of the trace, for messages.
+    pub name: &'s str,
+    /// What is played.
+    pub script: &'s Script,
+    /// The allocator.
+    pub pcpu: SimAllocator,
+    setup: Setup,
+    /// Live areas by their numbers.
+    areas: Vec<Option<Area>>,
+    ops_since_upkeep: u32,
+    /// What the first chunk alone takes.
+    pages_at_start: u64,
+}
+
+impl<'s> Player<'s> {
+    /// Builds the machine.
+    ///
+    /// # Errors
+    /// One line, if the machine cannot be built.
+    pub fn new(name: &'s str, script: &'s Script, setup: &Setup) -> Result<Self, CliError> {
+        let pcpu = Machine::new(setup.cpus)
+            .nodes(setup.nodes)
+            .build()
+            .map_err(|error| {
+                CliError::Failed(format!("a machine of {} CPUs: {error}", setup.cpus))
+            })?;
+        Ok(Self {
+            name,
+            script,
+            pages_at_start: pcpu.stats().populated_pages,
+            pcpu,
+            setup: *setup,
+            areas: vec![None; script.areas as usize],
+            ops_since_upkeep: 0,
+        })
+    }
+
+    /// Whether memory is asked for zeroed.
+    pub fn zeroing(&self) -> Zeroing {
+        self.setup.zeroing
+    }
+
+    /// The CPU that a step runs on. It does not matter to the allocator before there are per-CPU caches.
+    pub fn cpu(&self, step: &Step) -> u32 {
+        step.cpu % self.setup.cpus
+    }
+
+    /// The live area with that number.
+    pub fn area(&self, number: u32) -> Option<Area> {
+        self.areas[number as usize]
+    }
+
+    /// Carries out a step, and the upkeep after it.
+    ///
+    /// # Errors
+    /// One line that names the trace's line, if the allocator does not take a live area back.
+    #[inline]
+    pub fn step(&mut self, step: &Step) -> Result<Outcome, CliError> {
+        let outcome = match step.action {
+            Action::Alloc { area, request } => self.allocate(area, request),
+            Action::Free { area } => match self.areas[area as usize].take() {
+                Some(live) => self
+                    .free(live)
+                    .map(|()| Outcome::Freed(live))
+                    .map_err(|what| self.failure(step, &what))?,
+                None => Outcome::Skipped,
+            },
+        };
+        self.keep_up(step.purpose);
+        Ok(outcome)
+    }
+
+    fn allocate(&mut self, number: u32, request: Request) -> Outcome {
+        let flags = match self.setup.zeroing {
+            Zeroing::On => request.flags,
+            Zeroing::Off => request.flags | AllocFlags::NO_ZERO,
+        };
+        match self.pcpu.allocate(&request.with_flags(flags)) {
+            Ok(address) => {
+                let area = Area {
+                    address,
+                    bytes: request.bytes.next_multiple_of(GRANULE_BYTES),
+                    flags: match flags.contains(AllocFlags::RESERVED) {
+                        true => FreeFlags::RESERVED,
+                        false => FreeFlags::empty(),
+                    },
+                };
+                self.areas[number as usize] = Some(area);
+                Outcome::Allocated(area)
+            }
+            Err(error) => Outcome::Refused(error),
+        }
+    }
+
+    fn free(&self, area: Area) -> Result<(), String> {
+        // SAFETY: the area is live, and the replayer has no reference to its copies.
+        unsafe { self.pcpu.free_with(area.address, area.flags) }
+            .map_err(|error| format!("a live area was not taken back: {error}"))
+    }
+
+    fn keep_up(&mut self, purpose: Purpose) {
+        match self.setup.upkeep {
+            UpkeepPace::WhenDue => self.pcpu.upkeep_if_due(),
+            UpkeepPace::Every(ops) => {
+                self.ops_since_upkeep += u32::from(purpose == Purpose::Op);
+                if self.ops_since_upkeep >= ops && self.pcpu.is_upkeep_due() {
+                    self.ops_since_upkeep = 0;
+                    self.pcpu.upkeep();
+                }
+            }
+        }
+    }
+
+    /// The message that something is wrong at a step.
+    pub fn failure(&self, step: &Step, what: &str) -> CliError {
+        CliError::Failed(format!("{}:{}: {what}", self.name, step.line))
+    }
+
+    /// Writes to every copy of an area, so that whoever gets the memory next would see it.
+    pub fn dirty(&self, area: Area) {
+        if self.setup.zeroing == Zeroing::On {
+            check::dirty(&self.pcpu, area);
+        }
+    }
+
+    /// Frees what is left and gives all memory back.
+    ///
+    /// # Errors
+    /// One line, if the allocator keeps something.
+    pub fn empty(&mut self) -> Result<(), CliError> {
+        let failed = |what: String| CliError::Failed(format!("{}: {what}", self.name));
+        for area in self.areas.iter_mut().filter_map(Option::take) {
+            if self.setup.zeroing == Zeroing::On {
+                check::dirty(&self.pcpu, area);
+            }
+            // SAFETY: the area is live, and the replayer has no reference to its copies.
+            unsafe { self.pcpu.free_with(area.address, area.flags) }
+                .map_err(|error| failed(format!("a live area was not taken back: {error}")))?;
+        }
+        self.pcpu.trim(0);
+        self.ops_since_upkeep = 0;
+        let stats = self.pcpu.stats();
+        if stats.live != 0 || stats.live_bytes != 0 {
+            return Err(failed(format!(
+                "all is freed, but {} areas of {} bytes count as live",
+                stats.live, stats.live_bytes
+            )));
+        }
+        if stats.populated_pages != self.pages_at_start || stats.chunks > 2 {
+            return Err(failed(format!(
+                "all is freed, but {} pages and {} chunks are left, {} pages and 1 chunk at the start",
+                stats.populated_pages, stats.chunks, self.pages_at_start
+            )));
+        }
+        Ok(())
+    }
+}

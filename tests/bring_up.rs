@@ -1,0 +1,414 @@
+//! CPUs that come up later: their copies read zero and get memory, those that never come cost none, and whatever
+//! fails leaves no trace.
+
+#[path = "common/audit.rs"]
+mod audit;
+#[path = "common/copies.rs"]
+mod copies;
+#[path = "common/free.rs"]
+mod free;
+#[path = "common/gate.rs"]
+mod gate;
+#[path = "common/same.rs"]
+mod same;
+#[path = "common/small.rs"]
+mod small;
+
+use free::FreeArea;
+use pcpu::FreeFlags;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use pcpu::backing::BackingError;
+use pcpu::backing::sim::{Call, SimAllocator};
+use pcpu::unit::{CpuId, FirstChunkSpec};
+use pcpu::{AllocError, AllocFlags, CpuError, Request};
+
+use audit::audit;
+use copies::{assert_stamped, assert_zero, stamp};
+use gate::{Step, Verdict, assert_pages_agree, gated_machine};
+use same::assert_same;
+use small::{UNIT_BYTES, small_machine};
+
+const PAGE: Request = Request::new(4096, 4096);
+
+/// Areas of many sizes, with holes between them, on some three chunks; stamped.
+fn areas_with_holes(pcpu: &SimAllocator) -> Vec<(usize, usize)> {
+    let sizes = [13_000, 5000, 9000, 100, 4096, 12_000, 20_000, 3000, 17_000];
+    let areas: Vec<_> = sizes
+        .iter()
+        .map(|&bytes| (pcpu.allocate(&Request::new(bytes, 8)).unwrap(), bytes))
+        .collect();
+    for hole in [2, 5] {
+        pcpu.free_area(areas[hole].0, FreeFlags::empty()).unwrap();
+    }
+    pcpu.trim(0);
+    let is_left =
+        |(index, area): (usize, &(usize, usize))| (![2, 5].contains(&index)).then_some(*area);
+    let left: Vec<_> = areas.iter().enumerate().filter_map(is_left).collect();
+    for &area in &left {
+        stamp(pcpu, area);
+    }
+    left
+}
+
+#[test]
+fn copies_start_at_zero_with_pages_of_their_own() {
+    for machine in [small_machine(4), small_machine(4).dirty_memory()] {
+        let pcpu = machine.online(2).build().unwrap();
+        let areas = areas_with_holes(&pcpu);
+        let late = CpuId::new(3);
+        // Memory of the third chunk that was used before, and is to be used by the new CPU too.
+        let before = audit(&pcpu);
+        assert!(before.stats.chunks > 2);
+        pcpu.bring_up(late).unwrap();
+        // The recount compares the pages of all materialised CPUs.
+        assert_same(&before, &audit(&pcpu));
+        for &area in &areas {
+            assert_zero(&pcpu, area, late);
+            for cpu in [0, 1].map(CpuId::new) {
+                assert_stamped(&pcpu, area, cpu);
+            }
+            stamp(&pcpu, area);
+        }
+        // What is handed out from now on is zero there too, whatever it held before.
+        for &(address, bytes) in &areas {
+            pcpu.free_area(address, FreeFlags::empty()).unwrap();
+            let again = pcpu.allocate(&Request::new(bytes, 8)).unwrap();
+            for cpu in pcpu.units().possible().iter() {
+                assert_zero(&pcpu, (again, bytes), cpu);
+            }
+            stamp(&pcpu, (again, bytes));
+        }
+        audit(&pcpu);
+    }
+}
+
+#[test]
+fn static_copies_are_there_from_the_start() {
+    let pcpu = small_machine(3).online(0).build().unwrap();
+    let base = pcpu.neutral_base();
+    for cpu in pcpu.units().possible().iter() {
+        assert_zero(&pcpu, (base, 1001), cpu);
+    }
+    assert_eq!(pcpu.units().materialised().count(), 0);
+    pcpu.allocate(&Request::new(UNIT_BYTES, 4)).unwrap();
+    audit(&pcpu);
+}
+
+#[test]
+fn cpus_that_never_come_cost_nothing() {
+    let machine = small_machine(240).online(2).spec(FirstChunkSpec::default());
+    let pcpu = machine.build().unwrap();
+    pcpu.backing().record();
+    let areas = areas_with_holes(&pcpu);
+    for (address, _) in areas {
+        pcpu.free_area(address, FreeFlags::empty()).unwrap();
+    }
+    pcpu.trim(0);
+    let (mut populated, mut given_back) = (0, 0);
+    for call in pcpu.backing().recorded() {
+        match call {
+            Call::Populate { pages, cpus, .. } => {
+                assert_eq!(cpus, [0, 1].map(CpuId::new));
+                populated += pages.iter().flat_map(Clone::clone).count();
+            }
+            Call::Depopulate { pages, cpus, .. } => {
+                assert_eq!(cpus, [0, 1].map(CpuId::new));
+                given_back += pages.iter().flat_map(Clone::clone).count();
+            }
+            _ => {}
+        }
+    }
+    assert!(populated > 8);
+    assert_eq!(populated, given_back);
+}
+
+#[test]
+fn a_cpu_comes_up_once() {
+    let pcpu = small_machine(2).online(1).build().unwrap();
+    let areas = areas_with_holes(&pcpu);
+    let cpu = CpuId::new(1);
+    pcpu.bring_up(cpu).unwrap();
+    for &area in &areas {
+        stamp(&pcpu, area);
+    }
+    // Coming back after having been offline takes no call at all, even where each would fail.
+    pcpu.backing().record();
+    pcpu.backing().set_faults(|_| true);
+    for cpu in [0, 1].map(CpuId::new) {
+        pcpu.bring_up(cpu).unwrap();
+    }
+    assert_eq!(pcpu.backing().recorded(), []);
+    for &area in &areas {
+        assert_stamped(&pcpu, area, cpu);
+    }
+}
+
+#[test]
+fn only_the_pages_that_areas_have_are_populated() {
+    let pcpu = small_machine(2).online(1).build().unwrap();
+    areas_with_holes(&pcpu);
+    let pages: usize = audit(&pcpu)
+        .sections
+        .iter()
+        .filter(|section| section.place != 0)
+        .map(|section| section.pages.len())
+        .sum();
+    pcpu.backing().record();
+    let cpu = CpuId::new(1);
+    pcpu.bring_up(cpu).unwrap();
+    let populated = pcpu
+        .backing()
+        .recorded()
+        .into_iter()
+        .map(|call| match call {
+            Call::Populate { pages, cpus, .. } => {
+                assert_eq!(cpus, [cpu]);
+                pages.into_iter().flatten().count()
+            }
+            other => panic!("{other:?}"),
+        });
+    assert_eq!(populated.sum::<usize>(), pages);
+}
+
+#[test]
+fn a_failure_at_any_step_is_undone() {
+    let pcpu = small_machine(3).online(1).build().unwrap();
+    let areas = areas_with_holes(&pcpu);
+    let cpu = CpuId::new(2);
+    let before = audit(&pcpu);
+    let mut steps = 0;
+    loop {
+        pcpu.backing().set_faults(move |call| call == steps);
+        let result = pcpu.bring_up(cpu);
+        assert_same(&before, &audit(&pcpu));
+        if result.is_ok() {
+            break;
+        }
+        let error = BackingError::OutOfFrames;
+        assert_eq!(result, Err(CpuError::NoMemory { cpu, error }));
+        assert!(!pcpu.units().materialised().contains(cpu));
+        for &area in &areas {
+            assert_zero(&pcpu, area, cpu);
+            assert_stamped(&pcpu, area, CpuId::new(0));
+        }
+        steps += 1;
+    }
+    assert!(steps > 1, "there were several chunks");
+    for &area in &areas {
+        assert_zero(&pcpu, area, cpu);
+    }
+}
+
+/// All threads do what they do while CPUs come up, some of them at the second or third try.
+#[test]
+fn cpus_come_up_amid_allocations() {
+    let rounds = 30;
+    for round in 0..rounds {
+        let machine = small_machine(6).online(1);
+        let machine = match round % 2 {
+            0 => machine,
+            _ => machine.dirty_memory(),
+        };
+        let pcpu = machine.build().unwrap();
+        pcpu.backing().set_faults(move |call| call % 23 == round);
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for worker in 0..2 {
+                let (pcpu, is_over) = (&pcpu, &is_over);
+                scope.spawn(move || churn(pcpu, worker, is_over));
+            }
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    pcpu.upkeep();
+                    pcpu.trim(0);
+                    thread::yield_now();
+                }
+            });
+            for cpu in (1..6).map(CpuId::new) {
+                while let Err(error) = pcpu.bring_up(cpu) {
+                    assert!(matches!(error, CpuError::NoMemory { .. }), "{error}");
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        pcpu.backing().set_faults(|_| false);
+        pcpu.trim(0);
+        let end = audit(&pcpu);
+        assert_eq!((end.stats.live, end.stats.chunks), (0, 1));
+    }
+}
+
+/// Allocates and frees. A CPU that came up since an area was stamped reads zero, for its copies were never written.
+fn churn(pcpu: &SimAllocator, worker: usize, is_over: &AtomicBool) {
+    let mut live: Vec<((usize, usize), Vec<CpuId>)> = Vec::new();
+    let mut turn = worker;
+    while !is_over.load(Ordering::Relaxed) || !live.is_empty() {
+        turn += 1;
+        let wants_more = !is_over.load(Ordering::Relaxed) && live.len() < 12;
+        if wants_more {
+            let bytes = [40, 4096, 9000, 300, 20_000][turn % 5];
+            let flags = [AllocFlags::empty(), AllocFlags::ATOMIC][turn % 2];
+            let request = Request::new(bytes, 64).with_flags(flags);
+            match pcpu.allocate(&request) {
+                Ok(address) => {
+                    let area = (address, bytes);
+                    let cpus: Vec<_> = pcpu.units().materialised().iter().collect();
+                    for &cpu in &cpus {
+                        assert_zero(pcpu, area, cpu);
+                        copies::stamp_one(pcpu, area, cpu);
+                    }
+                    live.push((area, cpus));
+                }
+                Err(error) => assert!(matches!(error, AllocError::Backing(_)), "{error}"),
+            }
+        }
+        if !wants_more || turn.is_multiple_of(3) {
+            let Some((area, cpus)) =
+                (!live.is_empty()).then(|| live.swap_remove(turn % live.len()))
+            else {
+                continue;
+            };
+            for cpu in pcpu.units().materialised().iter() {
+                if cpus.contains(&cpu) {
+                    assert_stamped(pcpu, area, cpu);
+                } else {
+                    assert_zero(pcpu, area, cpu);
+                }
+            }
+            pcpu.free_area(area.0, FreeFlags::empty()).unwrap();
+        }
+    }
+}
+
+/// Pages that were about to be given back when a CPU began to come up: it waits for that.
+#[test]
+fn pages_on_their_way_back_do_not_stay() {
+    let pcpu = gated_machine(2, 1);
+    let [_, gone] = [(); 2].map(|()| pcpu.allocate(&PAGE).unwrap());
+    pcpu.free_area(gone, FreeFlags::empty()).unwrap();
+    let late = CpuId::new(1);
+    let (sender, receiver) = mpsc::channel();
+    let sender = Mutex::new(sender);
+    pcpu.backing().set_guard(move |step| {
+        if step == Step::Depopulate {
+            let other = thread::spawn(move || pcpu.bring_up(late));
+            // Time enough to begin, and to go wrong.
+            thread::sleep(Duration::from_millis(30));
+            assert!(!pcpu.units().materialised().contains(late));
+            sender.lock().unwrap().send(other).unwrap();
+        }
+        Verdict::Pass
+    });
+    assert_eq!(pcpu.trim(0).pages_given_back, 1);
+    receiver.recv().unwrap().join().unwrap().unwrap();
+    assert!(pcpu.units().materialised().contains(late));
+    assert_pages_agree(pcpu);
+}
+
+/// Pages that began to be populated before a CPU began to come up, and have their memory only after.
+#[test]
+fn pages_on_their_way_are_waited_for() {
+    let pcpu = gated_machine(2, 1);
+    let late = CpuId::new(1);
+    static HAS_BEGUN: AtomicBool = AtomicBool::new(false);
+    pcpu.backing().set_guard(move |step| {
+        if let Step::Populate(_) = step {
+            HAS_BEGUN.store(true, Ordering::Release);
+            // Time enough for the CPU to come up, if it did not wait.
+            thread::sleep(Duration::from_millis(30));
+            assert!(!pcpu.units().materialised().contains(late));
+        }
+        Verdict::Pass
+    });
+    let other = thread::spawn(move || {
+        while !HAS_BEGUN.load(Ordering::Acquire) {
+            thread::yield_now();
+        }
+        pcpu.bring_up(late)
+    });
+    let page = pcpu.allocate(&PAGE).unwrap();
+    other.join().unwrap().unwrap();
+    assert_pages_agree(pcpu);
+    assert_zero(pcpu, (page, 4096), late);
+}
+
+/// What is allocated, freed and given back in the midst of a CPU's coming up.
+#[test]
+fn nothing_waits_for_a_cpu_to_come_up() {
+    let pcpu = gated_machine(2, 1);
+    let late = CpuId::new(1);
+    let [first, second, third] = [(); 3].map(|()| pcpu.allocate(&PAGE).unwrap());
+    pcpu.free_area(second, FreeFlags::empty()).unwrap();
+    static WAS_HERE: AtomicBool = AtomicBool::new(false);
+    pcpu.backing().set_guard(move |step| {
+        if step == Step::PopulateFor(late) && !WAS_HERE.swap(true, Ordering::Relaxed) {
+            pcpu.free_area(third, FreeFlags::empty()).unwrap();
+            assert_eq!(
+                pcpu.upkeep().pages_given_back,
+                0,
+                "no page loses its memory"
+            );
+            let new = [(); 3].map(|()| pcpu.allocate(&PAGE).unwrap());
+            for page in new {
+                stamp(pcpu, (page, 4096));
+            }
+            pcpu.free_area(new[2], FreeFlags::empty()).unwrap();
+        }
+        Verdict::Pass
+    });
+    pcpu.bring_up(late).unwrap();
+    assert!(WAS_HERE.load(Ordering::Relaxed));
+    assert_pages_agree(pcpu);
+    assert_zero(pcpu, (first, 4096), late);
+    pcpu.upkeep();
+    pcpu.trim(0);
+    assert_pages_agree(pcpu);
+}
+
+/// An area's pages are populated for a CPU that is on its way; then the CPU does not come, nor the rest of the pages.
+#[test]
+fn what_was_populated_for_a_cpu_that_did_not_come_is_given_back() {
+    let pcpu = gated_machine(2, 1);
+    let late = CpuId::new(1);
+    // Page 1 alone has memory, so that three pages take two runs of new ones.
+    let pages = [(); 3].map(|()| pcpu.allocate(&PAGE).unwrap());
+    let rest = Request::new(UNIT_BYTES - 3 * 4096, 4);
+    pcpu.allocate(&rest).unwrap();
+    pcpu.free_area(pages[0], FreeFlags::empty()).unwrap();
+    pcpu.free_area(pages[2], FreeFlags::empty()).unwrap();
+    pcpu.trim(0);
+    pcpu.free_area(pages[1], FreeFlags::empty()).unwrap();
+
+    static IS_WANTED: AtomicBool = AtomicBool::new(false);
+    static IS_HALF_DONE: AtomicBool = AtomicBool::new(false);
+    let wait_for = |flag: &AtomicBool| {
+        while !flag.load(Ordering::Acquire) {
+            thread::yield_now();
+        }
+    };
+    pcpu.backing().set_guard(move |step| match step {
+        Step::PopulateFor(_) => {
+            IS_WANTED.store(true, Ordering::Release);
+            wait_for(&IS_HALF_DONE);
+            Verdict::Fail
+        }
+        Step::Populate(0) => {
+            IS_HALF_DONE.store(true, Ordering::Release);
+            // Time for the other thread to see its failure; it waits for this call then.
+            thread::sleep(Duration::from_millis(50));
+            Verdict::Fail
+        }
+        _ => Verdict::Pass,
+    });
+    let other = thread::spawn(move || pcpu.bring_up(late));
+    wait_for(&IS_WANTED);
+    let three = Request::new(3 * 4096, 4096).with_flags(AllocFlags::ATOMIC);
+    assert!(pcpu.allocate(&three).is_err());
+    assert!(other.join().unwrap().is_err());
+    assert_pages_agree(pcpu);
+}
