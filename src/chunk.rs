@@ -24,6 +24,7 @@ use area_map::{AreaMap, AreaMapLayout, Effort, NoArea, Visibility};
 
 pub(crate) mod area_map;
 pub(crate) mod bitmap;
+mod growth;
 pub(crate) mod summary;
 
 /// Pages that a [`PageMask`] can name, and so those that one area may touch.
