@@ -334,8 +334,8 @@ pub fn per_cpu_ptr<H: Handle>(variable: H, cpu: CpuId) -> Result<NonNull<H::Targ
 /// The current CPU's copy of a variable. By the time it is used the caller may run on another CPU, unless something keeps
 /// it where it is.
 ///
-/// On a CPU that has not been brought up it brings the CPU up, which may sleep: not from an interrupt or a signal handler
-/// then.
+/// On a CPU that has not been brought up it brings the CPU up, which may sleep (in a process it does not): not from an
+/// interrupt then.
 ///
 /// # Errors
 /// [`CpuError`] if the CPU is not possible, or is new and has no memory.

@@ -196,6 +196,8 @@ pub struct CpuArea {
 ///   the span on each of its CPUs is readable, writable and used by nothing else, and is zero where
 ///   [`Contents::Zeroed`] was returned;
 /// - metadata blocks fit their layout and are used by nothing else until they are freed;
+/// - where [`comes_with_touch`](Self::comes_with_touch) is true, all of that holds of every possible CPU, whether a call
+///   named it or not;
 /// - [`window`](Self::window) never changes, and what the builder of the first chunk made stays in place.
 pub unsafe trait Backing {
     /// Where chunks lie. Asked once, at set-up.
@@ -268,6 +270,12 @@ pub unsafe trait Backing {
         None
     }
 
+    /// Whether memory comes to a page of its own accord with the first touch, zeroed: then a CPU is brought up without any
+    /// call of the backing, and without a lock. The answer never changes.
+    fn comes_with_touch(&self) -> bool {
+        false
+    }
+
     /// Lets time pass while another CPU finishes its part; called only where sleeping is allowed.
     fn relax(&self) {
         core::hint::spin_loop();
@@ -319,6 +327,10 @@ unsafe impl<B: Backing + ?Sized> Backing for &B {
 
     fn physical_address(&self, address: usize) -> Option<u64> {
         (**self).physical_address(address)
+    }
+
+    fn comes_with_touch(&self) -> bool {
+        (**self).comes_with_touch()
     }
 
     fn relax(&self) {

@@ -178,7 +178,7 @@ pub fn build<'m, M: EarlyMemory + ?Sized>(
 ///     fn reserve_window(&mut self, _: usize) -> Result<NonNull<u8>, &'static str> {
 ///         Err("no window")
 ///     }
-///     fn map_new_page(&mut self, _: NodeId, _: NonNull<u8>) -> Result<(), &'static str> {
+///     unsafe fn map_new_page(&mut self, _: NodeId, _: NonNull<u8>) -> Result<(), &'static str> {
 ///         Err("no page")
 ///     }
 ///     unsafe fn unmap_page(&mut self, _: NonNull<u8>) {}

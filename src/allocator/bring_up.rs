@@ -21,12 +21,22 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Materialises `cpu`: gives its copies memory. To be called before the CPU uses any of them, or before another
     /// CPU writes to them. A CPU that is materialised already stays so: going offline takes nothing away.
     ///
-    /// It may sleep.
+    /// It may sleep, but where the backing's memory [comes with the first touch](Backing::comes_with_touch), as in a
+    /// process: there it takes no lock.
     ///
     /// # Errors
     /// [`CpuError::NotPossible`], or [`CpuError::NoMemory`]; then the CPU is not materialised and nothing has changed.
     pub fn bring_up(&self, cpu: CpuId) -> Result<(), CpuError> {
         self.per_cpu_address(0, cpu)?;
+        if self.backing.comes_with_touch() {
+            // The copies of a CPU that never ran are zero wherever an area may be handed out.
+            self.units
+                .populated_for
+                .iter()
+                .for_each(|cpus| cpus.insert(cpu));
+            self.units.materialised().insert(cpu);
+            return Ok(());
+        }
         let mut state = self.state.lock();
         while state.is_bring_up || state.is_other_phase_busy() {
             drop(state);

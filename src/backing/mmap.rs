@@ -294,6 +294,10 @@ unsafe impl Backing for Mmap {
         (entry & PRESENT != 0 && frame != 0).then(|| frame + (address % system_page_bytes) as u64)
     }
 
+    fn comes_with_touch(&self) -> bool {
+        true
+    }
+
     fn relax(&self) {
         std::thread::yield_now();
     }

@@ -641,7 +641,7 @@ unsafe impl Backing for Sim {
                 }
             }
         }
-        if self.config.contents == Contents::Dirty && matches!(span.cpus(), super::Cpus::Set(_)) {
+        if self.config.contents == Contents::Dirty {
             Self::fill(span, 0xa5);
         }
         let contents = self.mark_used(span);
