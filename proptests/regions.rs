@@ -681,7 +681,7 @@ enum AtomicOp {
 proptest! {
     #![proptest_config(config())]
 
-    /// Where chunks cannot be made in atomic context, and the upkeep runs before each request, nothing is refused.
+    /// Where chunks cannot be made in atomic context, and the upkeep runs whenever it is due, nothing is refused.
     #[test]
     fn atomic_requests_are_prepared_for(
         unit_pages in 8_usize..20,
@@ -699,7 +699,7 @@ proptest! {
         let pcpu = machine.build().expect("nothing fails");
         let mut live = Vec::new();
         for op in ops {
-            pcpu.upkeep();
+            pcpu.upkeep_if_due();
             match op {
                 AtomicOp::Alloc(bytes) => {
                     let request = Request::new(bytes, 4).with_flags(AllocFlags::ATOMIC);
