@@ -3,14 +3,13 @@
 //! All values are taken as text and read here, so that nonsense of every sort ends in one line that names the
 //! value and the limit.
 
-use std::io::{self, Write};
-
 use clap::Args;
 use pcpu::unit::{
     CpuId, FirstChunkKind, FirstChunkSpec, MAX_CPUS, NodeMap, UnitPlan, storage_words,
 };
 
 use crate::error::CliError;
+use crate::print;
 
 /// Print the layout of the first chunk as Linux 6.1 does at boot
 ///
@@ -64,8 +63,7 @@ pub struct LayoutArgs {
 /// One line, if the arguments make no layout or it can't be written.
 pub fn run(args: &LayoutArgs) -> Result<(), CliError> {
     let lines = layout(args)?;
-    writeln!(io::stdout().lock(), "{lines}")
-        .map_err(|error| CliError::from(format!("cannot write the layout: {error}")))
+    print(&format!("{lines}\n"))
 }
 
 fn layout(args: &LayoutArgs) -> Result<String, String> {

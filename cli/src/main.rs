@@ -3,7 +3,9 @@
 //! Results go to the standard output, everything else to the standard error stream. An error is one line. Exit codes:
 //! 0, 1 if a request or a check failed, 2 if what was given makes no sense.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -80,4 +82,11 @@ fn print(text: &str) -> Result<(), CliError> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// Creates a file that the command line asks for.
+fn create(path: &Path) -> Result<BufWriter<File>, CliError> {
+    File::create(path)
+        .map(BufWriter::new)
+        .map_err(|error| CliError::Input(format!("cannot write {}: {error}", path.display())))
 }

@@ -3,8 +3,7 @@
 //! A file is parsed, replayed once with every check on ([`pass::checked`]), which gives all figures but the time, and then
 //! `--repeat` times with nothing on but a clock ([`pass::timed`]). All memory is freed and given back after each pass.
 
-use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -12,8 +11,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::count;
 use crate::error::CliError;
-use crate::print;
 use crate::script::Script;
+use crate::{create, print};
 
 pub mod check;
 pub mod pass;
@@ -140,12 +139,6 @@ fn replay(file: &Path, args: &ReplayArgs, setup: &Setup) -> Result<Report, CliEr
         })?;
     }
     Ok(Report::new(name, &script, checked, time, args.repeat))
-}
-
-fn create(path: &Path) -> Result<BufWriter<File>, CliError> {
-    File::create(path)
-        .map(BufWriter::new)
-        .map_err(|error| CliError::Input(format!("cannot write {}: {error}", path.display())))
 }
 
 fn write_placements(out: &mut impl Write, checked: &Checked) -> io::Result<()> {
