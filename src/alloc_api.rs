@@ -21,6 +21,7 @@ use zerocopy::FromZeros;
 use crate::allocator::PerCpuAllocator;
 use crate::backing::Backing;
 use crate::request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
+use crate::this_cpu::LocalOps;
 use crate::unit::CpuId;
 
 /// Names an instance at compile time.
@@ -40,6 +41,7 @@ use crate::unit::CpuId;
 /// unsafe impl Domain for Kernel {
 ///     type Backing = Sim;
 ///     type Lock = parking_lot::RawMutex;
+///     type Ops = pcpu::this_cpu::portable::Portable<Self>;
 ///     fn allocator() -> &'static pcpu::PerCpuAllocator<Sim, parking_lot::RawMutex> {
 ///         INSTANCE.get().expect("set up at boot")
 ///     }
@@ -65,6 +67,8 @@ pub unsafe trait Domain: Sized + 'static {
     type Backing: Backing + 'static;
     /// The instance's lock.
     type Lock: RawMutex + 'static;
+    /// How to work on the current CPU's copies; [`Portable`](crate::this_cpu::portable::Portable) always does.
+    type Ops: LocalOps;
 
     /// The instance.
     fn allocator() -> &'static PerCpuAllocator<Self::Backing, Self::Lock>;
@@ -171,6 +175,19 @@ impl<T, D> PerCpuPtr<T, D> {
                 marker: PhantomData,
             }),
             None => None,
+        }
+    }
+
+    /// The handle at a neutral address.
+    ///
+    /// # Safety
+    /// The address is not 0.
+    pub const unsafe fn from_neutral_unchecked(address: usize) -> Self {
+        // SAFETY: the promise of the caller.
+        let address = unsafe { NonZeroUsize::new_unchecked(address) };
+        Self {
+            address,
+            marker: PhantomData,
         }
     }
 

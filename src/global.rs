@@ -6,7 +6,6 @@
 
 use std::boxed::Box;
 use std::error::Error;
-use std::io;
 use std::string::{String, ToString};
 use std::sync::OnceLock;
 use std::vec;
@@ -20,8 +19,12 @@ use crate::embed;
 use crate::page;
 use crate::request::AllocError;
 use crate::static_var;
+use crate::this_cpu::{
+    self,
+    process::{Method, ProcessOps},
+};
 use crate::unit::{
-    CpuId, FirstChunkKind, FirstChunkSpec, NodeId, NodeMap, Template, UnitPlan, storage_words,
+    CpuId, FirstChunkKind, FirstChunkSpec, NodeId, Template, Topology, UnitPlan, storage_words,
 };
 
 mod system;
@@ -29,11 +32,12 @@ mod system;
 /// The allocator of the process.
 pub type GlobalAllocator = PerCpuAllocator<Mmap, parking_lot::RawMutex>;
 
-/// Address space of a unit, in bytes: what one CPU's copies can ever take.
-const WINDOW_BYTES: usize = 1 << 30;
+/// From one unit to the next, in bytes; what one CPU's copies can ever take. A constant, for the operations have it in
+/// their instructions; a displacement of 32 bits holds it.
+pub(crate) const STRIDE_BYTES: usize = 1 << 30;
 
-/// The least address space that a unit is content with.
-const MIN_WINDOW_BYTES: usize = 16 << 20;
+/// The least stride that an instance is content with where the system does not grant [`STRIDE_BYTES`].
+const MIN_STRIDE_BYTES: usize = 16 << 20;
 
 /// Unit size asked for. Larger units mean fewer chunks; address space is all that they cost.
 const MIN_UNIT_BYTES: usize = 256 << 10;
@@ -48,13 +52,40 @@ const DYNAMIC_BYTES: usize = 20 << 10;
 #[derive(Debug)]
 struct Process {
     allocator: GlobalAllocator,
+    method: Method,
     boot_log: String,
+}
+
+/// The units of a process are in the order of the CPU ids, so that a CPU's offset follows from its id: all in one group,
+/// ids that are not possible included, and one more for the stray unit. Nodes are seen to page by page instead.
+#[derive(Debug)]
+struct ById {
+    nr_cpu_ids: u32,
+}
+
+impl Topology for ById {
+    fn nr_cpu_ids(&self) -> u32 {
+        self.nr_cpu_ids
+    }
+
+    fn is_possible(&self, cpu: CpuId) -> bool {
+        cpu.get() < self.nr_cpu_ids
+    }
+
+    fn is_local(&self, _a: CpuId, _b: CpuId) -> bool {
+        true
+    }
+
+    fn node(&self, _cpu: CpuId) -> NodeId {
+        NodeId::new(0)
+    }
 }
 
 // SAFETY: `allocator` always returns the one instance of the process, which no other domain returns.
 unsafe impl Domain for Global {
     type Backing = Mmap;
     type Lock = parking_lot::RawMutex;
+    type Ops = ProcessOps;
 
     fn allocator() -> &'static GlobalAllocator {
         &process().allocator
@@ -103,22 +134,99 @@ pub fn boot_log() -> &'static str {
     &process().boot_log
 }
 
+/// How the process's operations on the current CPU's copies are done.
+pub fn method() -> Method {
+    process().method
+}
+
+/// The CPU id of the stray unit: the copies of threads that are not registered with the kernel.
+pub fn stray_unit() -> CpuId {
+    CpuId::new(global().units().nr_cpu_ids() - 1)
+}
+
+/// Gives CPUs up to `cpu` copies of their own, without a lock: in a process memory comes with its first touch, and the
+/// copies of a CPU that never ran are zero wherever an area may be handed out. False if there is no such CPU.
+pub(crate) fn materialise_up_to(cpu: CpuId) -> bool {
+    let is_cpu = cpu < stray_unit();
+    if is_cpu {
+        (0..=cpu.get()).for_each(|id| global().mark_materialised(CpuId::new(id)));
+    }
+    is_cpu
+}
+
+/// The copy of the CPU that the caller was on a moment ago. It takes no lock, and so may be called from a signal handler
+/// that interrupted anything.
+pub(crate) fn current_copy(neutral: usize) -> usize {
+    let cpu = Global::current_cpu();
+    let units = global().units();
+    match units.offset(cpu) {
+        Some(offset) => {
+            if !units.materialised().contains(cpu) {
+                global().mark_materialised(cpu);
+            }
+            neutral.wrapping_add(offset)
+        }
+        None => stray_copy(neutral),
+    }
+}
+
+/// The stray unit's copy of the variable at a neutral address.
+pub(crate) fn stray_copy(neutral: usize) -> usize {
+    let stray = stray_unit();
+    global().mark_materialised(stray);
+    neutral.wrapping_add(global().units().offset(stray).unwrap_or(0))
+}
+
 fn process() -> &'static Process {
-    static PROCESS: OnceLock<Process> = OnceLock::new();
-    PROCESS.get_or_init(|| match Process::new() {
+    match set_up() {
         Ok(process) => process,
         Err(error) => panic!("the per-CPU allocator of the process cannot be set up: {error}"),
-    })
+    }
 }
+
+/// The instance, which is made by the first call.
+fn set_up() -> &'static Result<Process, String> {
+    static PROCESS: OnceLock<Result<Process, String>> = OnceLock::new();
+    PROCESS.get_or_init(|| Process::new().map_err(|error| error.to_string()))
+}
+
+/// Runs before `main`, so that the handles of static variables are known from then on.
+extern "C" fn before_main() {
+    // What fails is told to whoever uses the instance.
+    let _ = set_up();
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = before_main;
 
 impl Process {
     fn new() -> Result<Self, Box<dyn Error>> {
         let nodes = system::nodes_of_cpus()?;
-        Self::build(&nodes, FirstChunkKind::Embed)
-            .or_else(|_| Self::build(&nodes, FirstChunkKind::Page))
+        let build = |kind| Self::build(&nodes, kind, STRIDE_BYTES, this_cpu::process::detect);
+        let is_too_much = |_| {
+            // A smaller window, then, and none of the operations that rely on its size.
+            let mut stride_bytes = STRIDE_BYTES / 2;
+            loop {
+                match Self::build(&nodes, FirstChunkKind::Embed, stride_bytes, || {
+                    Method::Locked
+                }) {
+                    Err(_) if stride_bytes > MIN_STRIDE_BYTES => stride_bytes /= 2,
+                    result => return result,
+                }
+            }
+        };
+        build(FirstChunkKind::Embed)
+            .or_else(|_| build(FirstChunkKind::Page))
+            .or_else(is_too_much)
     }
 
-    fn build(nodes: &[Option<NodeId>], kind: FirstChunkKind) -> Result<Self, Box<dyn Error>> {
+    fn build(
+        nodes: &[NodeId],
+        kind: FirstChunkKind,
+        stride_bytes: usize,
+        detect: impl FnOnce() -> Method,
+    ) -> Result<Self, Box<dyn Error>> {
         let template = static_var::template();
         let page_bytes = rustix::param::page_size();
         let spec = FirstChunkSpec {
@@ -129,22 +237,22 @@ impl Process {
             page_bytes,
             min_unit_bytes: MIN_UNIT_BYTES,
         };
-        let topology = NodeMap::new(nodes)?;
-        let mut words = vec![0; storage_words(nodes.len() as u32)];
-        let mut offsets = vec![0; nodes.len()];
+        let topology = ById {
+            nr_cpu_ids: nodes.len() as u32 + 1,
+        };
+        let mut words = vec![0; storage_words(topology.nr_cpu_ids)];
+        let mut offsets = vec![0; topology.nr_cpu_ids as usize];
         let plan = match kind {
             FirstChunkKind::Embed => UnitPlan::embed(&spec, &topology, &mut words)?,
             FirstChunkKind::Page => UnitPlan::page(&spec, &topology, &mut words)?,
         };
-        let has_nodes = nodes.iter().flatten().any(|node| node.get() != 0);
-        let mut memory = reserve(
-            &plan,
-            if has_nodes {
-                Placement::NodeLocal
-            } else {
-                Placement::Any
-            },
-        )?;
+        let has_nodes = nodes.iter().any(|node| node.get() != 0);
+        let placement = if has_nodes {
+            Placement::NodeLocal
+        } else {
+            Placement::Any
+        };
+        let mut memory = Mmap::reserve(&plan, stride_bytes, placement)?;
         let template = Template {
             bytes: template,
             base: memory.neutral_base(),
@@ -153,6 +261,7 @@ impl Process {
             FirstChunkKind::Embed => embed::build(plan, template, &mut offsets, &mut memory)?,
             FirstChunkKind::Page => page::build(plan, template, &mut offsets, &mut memory)?,
         };
+        memory.place_first_chunk(&first_chunk, nodes);
         let boot_log = first_chunk.plan().boot_log().to_string();
         let policy = Policy {
             empty_pages_high: 256,
@@ -160,30 +269,13 @@ impl Process {
             upkeep: UpkeepBy::Callers,
             ..Policy::default()
         };
+        static_var::set_neutral_base(memory.neutral_base());
         // SAFETY: the first chunk lies in `memory`, which the instance takes over.
         let allocator = unsafe { GlobalAllocator::new(memory, &first_chunk, policy)? };
-        for cpu in system::cpus_allowed() {
-            // A CPU that is allowed but not possible would be the system's error; it is refused when it is used.
-            let _ = allocator.bring_up(cpu);
-        }
         Ok(Self {
             allocator,
+            method: detect(),
             boot_log,
         })
-    }
-}
-
-/// As much address space as the system grants, up to [`WINDOW_BYTES`] for a unit.
-fn reserve(plan: &UnitPlan<'_>, placement: Placement) -> io::Result<Mmap> {
-    let mut window_bytes = WINDOW_BYTES;
-    loop {
-        match Mmap::reserve(
-            plan,
-            (window_bytes / plan.sizes().unit_bytes()).max(1) as u32,
-            placement,
-        ) {
-            Err(_) if window_bytes > MIN_WINDOW_BYTES => window_bytes /= 2,
-            result => return result,
-        }
     }
 }

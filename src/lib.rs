@@ -73,17 +73,21 @@ mod alloc_api;
 pub mod allocator;
 pub mod backing;
 mod chunk;
+pub mod counter;
 pub mod cpus;
 mod directory;
 pub mod embed;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub mod global;
 mod metadata;
+mod owner;
 pub mod page;
+pub mod refcount;
 mod request;
 #[cfg(all(feature = "std", target_os = "linux"))]
 mod static_var;
 pub mod stats;
+pub mod this_cpu;
 pub mod unit;
 
 pub use alloc_api::{
@@ -91,8 +95,12 @@ pub use alloc_api::{
     alloc_percpu_with, free_percpu, free_percpu_with, per_cpu_ptr, this_cpu_ptr,
 };
 pub use allocator::PerCpuAllocator;
+pub use counter::{BatchCounter, Counter};
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use global::{alloc_percpu, global};
+pub use owner::{Element, InitError, PerCpu, RemoteCell, Shape};
+pub use refcount::{Ref, RefCount};
 pub use request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use static_var::{Initial, StaticVar, handle_of};
+pub use this_cpu::{CpuCell, LocalCell};

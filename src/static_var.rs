@@ -8,6 +8,7 @@
 use core::cell::UnsafeCell;
 use core::mem::align_of;
 use core::ops::Range;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::alloc_api::{Global, Handle, PerCpuPtr, per_cpu_ptr};
 use crate::request::CpuError;
@@ -61,11 +62,40 @@ pub unsafe trait StaticVar: Handle<Domain = Global> {
 
 /// The handle of a static variable, for the code that `define_per_cpu!` makes.
 #[doc(hidden)]
+#[inline(always)]
 pub fn handle_of<V: StaticVar>(variable: &V) -> PerCpuPtr<V::Target, Global> {
-    let offset = variable.initial().addr() - section().start;
-    let neutral = crate::global::global().neutral_base() + offset;
-    PerCpuPtr::from_neutral(neutral)
-        .unwrap_or_else(|| unreachable!("the window of a process does not begin at 0"))
+    let neutral = variable.initial().addr().wrapping_add(delta());
+    // SAFETY: neither the window of a process nor the template begins at address 0, and the variable lies in one of them.
+    unsafe { PerCpuPtr::from_neutral_unchecked(neutral) }
+}
+
+/// From the template to the neutral window; 0 until the instance is set up, which is before `main`.
+static DELTA: AtomicUsize = AtomicUsize::new(0);
+
+/// Notes where the neutral window begins.
+pub(crate) fn set_neutral_base(base: usize) {
+    DELTA.store(base.wrapping_sub(section().start), Ordering::Release);
+}
+
+/// Whether a neutral address is one that was computed before the instance was set up.
+pub(crate) fn is_too_early(neutral: usize) -> bool {
+    section().contains(&neutral)
+}
+
+#[inline(always)]
+fn delta() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let delta;
+        // SAFETY: reads a static of ours that is written once, before `main`. PC relative: no entry of the GOT is read.
+        unsafe {
+            core::arch::asm!("mov {delta}, qword ptr [rip + {symbol}]", delta = out(reg) delta, symbol = sym DELTA,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        delta
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    DELTA.load(Ordering::Relaxed)
 }
 
 unsafe extern "C" {
@@ -139,11 +169,14 @@ macro_rules! define_per_cpu {
             #[unsafe(link_section = "pcpu_template")]
             static INITIAL: $crate::Initial<$type> = $crate::Initial::new($value);
 
+            // SAFETY: static variables live as long as the process, and start as the initial value on every CPU.
+            unsafe impl $crate::this_cpu::Live for $name {}
+
             // SAFETY: `INITIAL` lies in the template section.
             unsafe impl $crate::StaticVar for $name {
                 #[inline]
                 fn initial(&self) -> *const $crate::Initial<$type> {
-                    &raw const INITIAL
+                    $crate::address_of_symbol!(INITIAL)
                 }
             }
 
@@ -158,4 +191,27 @@ macro_rules! define_per_cpu {
             }
         };
     )*};
+}
+
+/// The address of a static, relative to the code: a plain `&raw const` of a static of another crate would load it from the
+/// GOT.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! address_of_symbol {
+    ($symbol:ident) => {{
+        #[cfg(target_arch = "x86_64")]
+        {
+            let address: usize;
+            // SAFETY: computes an address and touches nothing.
+            unsafe {
+                core::arch::asm!("lea {address}, [rip + {symbol}]", address = out(reg) address, symbol = sym $symbol,
+                    options(pure, nomem, nostack, preserves_flags));
+            }
+            core::ptr::without_provenance(address)
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            &raw const $symbol
+        }
+    }};
 }

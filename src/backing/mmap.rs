@@ -16,7 +16,7 @@ use super::address_range::{Access, AddressRange};
 use super::{Backing, BackingError, ChunkSpace, Context, CpuArea, PageSpan, Window};
 use crate::embed::{AreaRequest, EarlyMemory};
 use crate::page::PageMemory;
-use crate::unit::{Contents, NodeId, UnitPlan};
+use crate::unit::{Contents, FirstChunk, NodeId, UnitPlan};
 
 /// Whether memory is asked from particular nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,7 +39,7 @@ pub enum Placement {
 /// let (mut words, mut offsets) = ([0; storage_words(2)], [0; 2]);
 /// let spec = FirstChunkSpec { atom_bytes: 4096, dyn_bytes: 20 << 10, ..FirstChunkSpec::default() };
 /// let plan = UnitPlan::embed(&spec, &EvenNodes::new(2, 1)?, &mut words)?;
-/// let mut memory = Mmap::reserve(&plan, 64, Placement::Any)?;
+/// let mut memory = Mmap::reserve(&plan, 16 << 20, Placement::Any)?;
 /// let template = Template { bytes: &[], base: memory.neutral_base() };
 /// let first_chunk = embed::build(plan, template, &mut offsets, &mut memory)?;
 /// // SAFETY: the first chunk lies in `memory`, which the instance takes over.
@@ -59,17 +59,23 @@ pub struct Mmap {
 }
 
 impl Mmap {
-    /// Reserves address space for `chunks` chunks (the first included) of every unit of `plan`.
+    /// Reserves address space for every unit of `plan`: windows that are `stride_bytes` apart and hold as many chunks as
+    /// fit, the first included.
     ///
     /// # Errors
-    /// What the system says if the process may not have that much address space.
-    pub fn reserve(plan: &UnitPlan<'_>, chunks: u32, placement: Placement) -> io::Result<Self> {
+    /// What the system says if the process may not have that much address space; that it is too little for one chunk, or
+    /// that the stride is no multiple of the area alignment of the plan.
+    pub fn reserve(
+        plan: &UnitPlan<'_>,
+        stride_bytes: usize,
+        placement: Placement,
+    ) -> io::Result<Self> {
         let sizes = plan.sizes();
         let align_bytes = sizes.area_align_bytes();
-        let stride_bytes = (chunks as usize)
-            .checked_mul(sizes.unit_bytes())
-            .and_then(|bytes| bytes.checked_next_multiple_of(align_bytes))
-            .ok_or(io::ErrorKind::OutOfMemory)?;
+        let chunks = u32::try_from(stride_bytes / sizes.unit_bytes()).unwrap_or(u32::MAX);
+        if chunks == 0 || !stride_bytes.is_multiple_of(align_bytes) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         Ok(Self {
             range: AddressRange::reserve(plan.nr_units() as usize, stride_bytes, align_bytes)?,
             page_bytes: sizes.page_bytes(),
@@ -77,6 +83,17 @@ impl Mmap {
             chunks,
             placement,
         })
+    }
+
+    /// Prefers, for the first chunk, the node of each CPU; the builder knows the nodes of groups only.
+    pub(crate) fn place_first_chunk(&self, first_chunk: &FirstChunk<'_>, nodes: &[NodeId]) {
+        for cpu in first_chunk.plan().possible_cpus() {
+            if let (Some(unit), Some(&node)) =
+                (first_chunk.unit_address(cpu), nodes.get(cpu.index()))
+            {
+                self.prefer_node(unit.as_ptr().addr(), self.unit_bytes, node);
+            }
+        }
     }
 
     /// The neutral address of the first chunk: where to build it.

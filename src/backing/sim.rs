@@ -347,8 +347,13 @@ impl fmt::Debug for Sim {
 
 impl Sim {
     fn new(plan: &UnitPlan<'_>, chunks: u32, config: SimConfig) -> io::Result<Self> {
+        let sizes = plan.sizes();
+        let stride_bytes = (chunks as usize)
+            .checked_mul(sizes.unit_bytes())
+            .and_then(|bytes| bytes.checked_next_multiple_of(sizes.area_align_bytes()))
+            .ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self {
-            memory: Mmap::reserve(plan, chunks, Placement::Any)?,
+            memory: Mmap::reserve(plan, stride_bytes, Placement::Any)?,
             config,
             state: Mutex::new(SimState {
                 fails: Box::new(|_| false),

@@ -1,0 +1,56 @@
+//! Operations by LOCKed (indivisible) steps on the copy of the CPU that the caller was on a moment ago: right wherever
+//! the caller is by then, and slower. For homes without restartable sequences, and for the simulated machine.
+
+use core::marker::PhantomData;
+
+use super::{Change, LocalOps, Word};
+use crate::alloc_api::Domain;
+
+/// LOCKed steps on the copies of domain `D`.
+#[derive(Debug, Clone, Copy)]
+pub struct Portable<D>(PhantomData<D>);
+
+impl<D: Domain> Portable<D> {
+    /// The address of the copy that the caller is to work on.
+    ///
+    /// A CPU that the domain names but that is not possible would be the domain's error; CPU 0's copy serves then, for
+    /// LOCKed steps are right on any copy.
+    fn copy(at: usize) -> usize {
+        let allocator = D::allocator();
+        let cpu = D::current_cpu();
+        if !allocator.units().materialised().contains(cpu) {
+            // Without memory for its own copy a CPU could not work at all; the step then goes to CPU 0's.
+            let _ = allocator.bring_up(cpu);
+        }
+        let first = || allocator.units().possible().iter().next();
+        let offset = allocator
+            .units()
+            .offset(cpu)
+            .or_else(|| allocator.units().offset(first()?));
+        at.wrapping_add(offset.unwrap_or(0))
+    }
+}
+
+// SAFETY: all changes are LOCKed steps, which are right on any copy; and no other operations work on copies of `D`, for
+// a domain has one kind of operations.
+unsafe impl<D: Domain> LocalOps for Portable<D> {
+    unsafe fn read<W: Word>(at: usize) -> W {
+        // SAFETY: the word is live on every possible CPU (promise of the caller).
+        unsafe { W::load(core::ptr::with_exposed_provenance(Self::copy(at))) }
+    }
+
+    unsafe fn change<W: Word>(at: usize, change: Change<W>) {
+        // SAFETY: the promise of the caller.
+        unsafe { Self::fetch(at, change) };
+    }
+
+    unsafe fn fetch<W: Word>(at: usize, change: Change<W>) -> W {
+        // SAFETY: the word is live on every possible CPU, and changed by such steps only (promise of the caller).
+        unsafe {
+            W::locked(
+                core::ptr::with_exposed_provenance_mut(Self::copy(at)),
+                change,
+            )
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! Restartable sequences: the machine code of the operations in a Linux process on x86_64.
+//!
+//! The kernel knows, per thread, a *critical section* that the thread announces: if the thread is preempted, migrated or
+//! gets a signal inside it, it continues at the section's abort address. Every operation is such a section: find the CPU,
+//! compute the address of its copy, and end with the one instruction that changes the copy, the *commit*. Either the
+//! commit has happened, or nothing has and the section begins anew, maybe on another CPU.
+//!
+//! ```text
+//! 2: lea   t, [descriptor]
+//!    mov   fs:[rseq + rseq_cs], t        announces the section
+//! 3: mov   t, fs:[rseq + cpu_id]
+//!    cmp   t, [HIGH_WATER]               also stops the ids -1 and -2 of threads that are not registered
+//!    jae   slow
+//!    imul  t, t, STRIDE
+//!    add   [at + t + STRIDE], value      the commit; unit 0 lies a stride above the neutral window
+//! 4:
+//! ```
+//!
+//! The area that a thread shares with the kernel is the one that glibc registers; nothing is registered here. Layout of
+//! it: `include/uapi/linux/rseq.h`.
+
+use core::arch::asm;
+use core::mem::size_of;
+use core::sync::atomic::{AtomicIsize, AtomicU32, Ordering};
+
+use super::Outcome;
+use crate::global::STRIDE_BYTES;
+use crate::this_cpu::{Change, Word};
+
+/// Where a thread's rseq area lies, from its thread pointer on; 0: restartable sequences are not used.
+static RSEQ_OFFSET: AtomicIsize = AtomicIsize::new(0);
+
+/// CPUs below have memory for their copies. 0 as long as nothing is set up, and where restartable sequences are not
+/// used: then every operation takes the slow way.
+static HIGH_WATER: AtomicU32 = AtomicU32::new(0);
+
+/// Starts to use restartable sequences, if glibc has registered the calling thread. To be called once, before any
+/// operation.
+pub(super) fn detect() -> bool {
+    // The rseq area as Linux 4.18 has it; what follows are extensions.
+    const AREA_BYTES: u32 = 20;
+    // SAFETY: dlsym looks the name up and changes nothing.
+    let symbol = |name: &core::ffi::CStr| unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    let (offset, size) = (symbol(c"__rseq_offset"), symbol(c"__rseq_size"));
+    if offset.is_null() || size.is_null() {
+        return false;
+    }
+    // SAFETY: glibc defines both as constant integers of these types.
+    let (offset, size) = unsafe { (*offset.cast::<isize>(), *size.cast::<u32>()) };
+    if size < AREA_BYTES || offset == 0 {
+        return false;
+    }
+    let cpu: u32;
+    // SAFETY: the area exists: glibc says that its size is not 0.
+    unsafe {
+        asm!("mov {cpu:e}, dword ptr fs:[{rseq} + 4]", cpu = out(reg) cpu, rseq = in(reg) offset,
+            options(nostack, readonly, preserves_flags));
+    }
+    // Negative: not registered, or the kernel refused.
+    let is_registered = (cpu as i32) >= 0;
+    if is_registered {
+        RSEQ_OFFSET.store(offset, Ordering::Relaxed);
+    }
+    is_registered
+}
+
+/// Lets the fast way be used on CPUs up to `cpu`; their copies must have memory.
+pub(super) fn raise_high_water(cpu: u32) {
+    HIGH_WATER.fetch_max(cpu + 1, Ordering::Release);
+}
+
+/// The CPU that the calling thread runs on, or `None` if the thread is not registered.
+pub(super) fn current_cpu() -> Option<u32> {
+    let rseq = rseq_offset();
+    if rseq == 0 {
+        return None;
+    }
+    let cpu: u32;
+    // SAFETY: `detect` found the area; every thread of the process has one at this offset.
+    unsafe {
+        asm!("mov {cpu:e}, dword ptr fs:[{rseq} + 4]", cpu = out(reg) cpu, rseq = in(reg) rseq,
+            options(nostack, readonly, preserves_flags));
+    }
+    ((cpu as i32) >= 0).then_some(cpu)
+}
+
+/// Where a thread's rseq area lies, as a value that stays in a register over a loop.
+#[inline(always)]
+fn rseq_offset() -> isize {
+    let offset;
+    // SAFETY: reads a static of ours. It changes once, from 0, before any handle exists that an operation could use; the
+    // compiler may keep an earlier answer, and 0 takes the slow way. PC relative: no entry of the GOT is read.
+    unsafe {
+        asm!("mov {offset}, qword ptr [rip + {symbol}]", offset = out(reg) offset, symbol = sym RSEQ_OFFSET,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    offset
+}
+
+/// A critical section: `$body` up to its last instruction, which commits; `$slow` is where it goes if the CPU is none
+/// that has memory.
+macro_rules! section {
+    ([$slow:literal $(, $way_out:literal)*], [$($body:expr),+ $(,)?], $($operands:tt)*) => {
+        asm!(
+            ".pushsection pcpu_rseq_cs, \"aw\", @progbits",
+            ".balign 32",
+            "77:",
+            // struct rseq_cs: version, flags, start, length, abort.
+            ".long 0, 0",
+            ".quad 3f, 4f - 3f, 5f",
+            ".popsection",
+            "2:",
+            "lea {t}, [rip + 77b]",
+            "mov qword ptr fs:[{rseq} + 8], {t}",
+            "3:",
+            "mov {t:e}, dword ptr fs:[{rseq} + 4]",
+            "cmp {t:e}, dword ptr [rip + {high}]",
+            concat!("jae ", $slow),
+            "imul {t}, {t}, {stride}",
+            $($body,)+
+            "4:",
+            ".pushsection pcpu_rseq_abort, \"ax\", @progbits",
+            // The signature that glibc registers (RSEQ_SIG), as operand of an instruction that traps.
+            ".byte 0x0f, 0xb9, 0x3d",
+            ".long 0x53053053",
+            "5:",
+            "jmp 2b",
+            $($way_out,)*
+            ".popsection",
+            t = out(reg) _,
+            high = sym HIGH_WATER,
+            stride = const STRIDE_BYTES,
+            $($operands)*
+        )
+    };
+}
+
+/// A section that ends with one instruction between the copy and `value`.
+macro_rules! store {
+    ($class:ident, $size:literal, $modifier:literal, $operation:literal, $rseq:ident, $at:ident, $value:ident) => {
+        // SAFETY: `at` is a word's neutral address (promise of the caller), so the CPU's copy lies where the section
+        // computes it, and has memory: its CPU is below the high water.
+        unsafe {
+            section!(["{slow}"],
+                [concat!($operation, " ", $size, " ptr [{at} + {t} + {stride}], {value", $modifier, "}")],
+                rseq = in(reg) $rseq, at = in(reg) $at, value = in($class) $value,
+                slow = label { return false }, options(nostack))
+        }
+    };
+}
+
+/// A section with results: `is_open` becomes 0 where the CPU has no memory.
+macro_rules! commit {
+    ($rseq:ident, $at:ident, $is_open:ident, [$($body:expr),+], $($operands:tt)*) => {
+        // SAFETY: as in `store`.
+        unsafe {
+            section!(["6f", "6:", "xor {is_open:e}, {is_open:e}", "jmp 4b"], [$($body),+],
+                rseq = in(reg) $rseq, at = in(reg) $at, is_open = inout(reg) $is_open,
+                $($operands)* options(nostack))
+        }
+    };
+}
+
+/// A section that stores the copy combined with `value` and results in what it was.
+macro_rules! combine {
+    ($class:ident, $size:literal, $modifier:literal, $operation:literal, $rseq:ident, $at:ident, $is_open:ident,
+        $value:ident, $before:ident) => {
+        commit!($rseq, $at, $is_open, [
+            concat!("mov {before", $modifier, "}, ", $size, " ptr [{at} + {t} + {stride}]"),
+            concat!("mov {after", $modifier, "}, {before", $modifier, "}"),
+            concat!($operation, " {after", $modifier, "}, {value", $modifier, "}"),
+            concat!("mov ", $size, " ptr [{at} + {t} + {stride}], {after", $modifier, "}")
+        ], before = out($class) $before, after = out($class) _, value = in($class) $value,)
+    };
+}
+
+/// The operations of one width. The result of a change says whether the fast way was open; those of a fetch and a read
+/// have the word as well.
+macro_rules! width {
+    ($word:ty, $class:ident, $size:literal, $modifier:literal, $change:ident, $fetch:ident, $read:ident) => {
+        /// # Safety
+        /// As `LocalOps::change`.
+        #[inline(always)]
+        unsafe fn $change(at: usize, change: Change<$word>) -> bool {
+            let rseq = rseq_offset();
+            if rseq == 0 {
+                return false;
+            }
+            match change {
+                Change::Set(value) => store!($class, $size, $modifier, "mov", rseq, at, value),
+                Change::Add(value) => store!($class, $size, $modifier, "add", rseq, at, value),
+                Change::And(value) => store!($class, $size, $modifier, "and", rseq, at, value),
+                Change::Or(value) => store!($class, $size, $modifier, "or", rseq, at, value),
+                Change::Xor(value) => store!($class, $size, $modifier, "xor", rseq, at, value),
+                // SAFETY: the promise of the caller.
+                Change::Replace(..) => return unsafe { $fetch(at, change) }.is_some(),
+            }
+            true
+        }
+
+        /// # Safety
+        /// As `LocalOps::fetch`.
+        #[inline(always)]
+        unsafe fn $fetch(at: usize, change: Change<$word>) -> Option<$word> {
+            let rseq = rseq_offset();
+            if rseq == 0 {
+                return None;
+            }
+            let mut is_open = 1_u32;
+            let before: $word;
+            match change {
+                Change::Set(value) => commit!(rseq, at, is_open, [
+                    concat!("mov {before", $modifier, "}, ", $size, " ptr [{at} + {t} + {stride}]"),
+                    concat!("mov ", $size, " ptr [{at} + {t} + {stride}], {value", $modifier, "}")
+                ], before = out($class) before, value = in($class) value,),
+                Change::Add(value) => commit!(rseq, at, is_open, [
+                    concat!("xadd ", $size, " ptr [{at} + {t} + {stride}], {before", $modifier, "}")
+                ], before = inout($class) value => before,),
+                Change::And(value) => {
+                    combine!($class, $size, $modifier, "and", rseq, at, is_open, value, before)
+                }
+                Change::Or(value) => {
+                    combine!($class, $size, $modifier, "or", rseq, at, is_open, value, before)
+                }
+                Change::Xor(value) => {
+                    combine!($class, $size, $modifier, "xor", rseq, at, is_open, value, before)
+                }
+                Change::Replace(old, new) => commit!(rseq, at, is_open, [
+                    concat!("mov {before", $modifier, "}, ", $size, " ptr [{at} + {t} + {stride}]"),
+                    concat!("cmp {before", $modifier, "}, {old", $modifier, "}"),
+                    "jne 4f",
+                    concat!("mov ", $size, " ptr [{at} + {t} + {stride}], {new", $modifier, "}")
+                ], before = out($class) before, old = in($class) old, new = in($class) new,),
+            }
+            (is_open != 0).then_some(before)
+        }
+
+        /// # Safety
+        /// As `LocalOps::read`.
+        #[inline(always)]
+        unsafe fn $read(at: usize) -> Option<$word> {
+            let rseq = rseq_offset();
+            if rseq == 0 {
+                return None;
+            }
+            let mut is_open = 1_u32;
+            let value: $word;
+            // SAFETY: as in `store`. There is nothing to commit: a value of the CPU that the thread was on is all that can
+            // be had, so no section is announced.
+            unsafe {
+                asm!(
+                    "mov {t:e}, dword ptr fs:[{rseq} + 4]",
+                    "cmp {t:e}, dword ptr [rip + {high}]",
+                    "jae 6f",
+                    "imul {t}, {t}, {stride}",
+                    concat!("mov {value", $modifier, "}, ", $size, " ptr [{at} + {t} + {stride}]"),
+                    "4:",
+                    ".pushsection pcpu_rseq_abort, \"ax\", @progbits",
+                    "6:",
+                    "xor {is_open:e}, {is_open:e}",
+                    "jmp 4b",
+                    ".popsection",
+                    t = out(reg) _,
+                    high = sym HIGH_WATER,
+                    stride = const STRIDE_BYTES,
+                    rseq = in(reg) rseq,
+                    at = in(reg) at,
+                    is_open = inout(reg) is_open,
+                    value = out($class) value,
+                    options(nostack, readonly)
+                );
+            }
+            (is_open != 0).then_some(value)
+        }
+    };
+}
+
+width!(u8, reg_byte, "byte", "", change_8, fetch_8, read_8);
+width!(u16, reg, "word", ":x", change_16, fetch_16, read_16);
+width!(u32, reg, "dword", ":e", change_32, fetch_32, read_32);
+width!(u64, reg, "qword", ":r", change_64, fetch_64, read_64);
+
+/// Changes the current CPU's copy; false if the slow way must be taken, and then nothing has happened.
+///
+/// # Safety
+/// As [`LocalOps::change`](crate::this_cpu::LocalOps::change).
+#[inline(always)]
+pub(super) unsafe fn change<W: Word>(at: usize, change: Change<W>) -> bool {
+    // SAFETY: the promise of the caller; the width is the word's.
+    unsafe {
+        match size_of::<W>() {
+            1 => change_8(at, change.map(|word| word.widen() as u8)),
+            2 => change_16(at, change.map(|word| word.widen() as u16)),
+            4 => change_32(at, change.map(|word| word.widen() as u32)),
+            _ => change_64(at, change.map(|word| word.widen())),
+        }
+    }
+}
+
+/// Changes the current CPU's copy and returns what it was; `None` if the slow way must be taken, and then nothing has
+/// happened.
+///
+/// # Safety
+/// As [`LocalOps::fetch`](crate::this_cpu::LocalOps::fetch).
+#[inline(always)]
+pub(super) unsafe fn fetch<W: Word>(at: usize, change: Change<W>) -> Option<W> {
+    // SAFETY: the promise of the caller; the width is the word's.
+    let before = unsafe {
+        match size_of::<W>() {
+            1 => u64::from(fetch_8(at, change.map(|word| word.widen() as u8))?),
+            2 => u64::from(fetch_16(at, change.map(|word| word.widen() as u16))?),
+            4 => u64::from(fetch_32(at, change.map(|word| word.widen() as u32))?),
+            _ => fetch_64(at, change.map(|word| word.widen()))?,
+        }
+    };
+    Some(W::narrow(before))
+}
+
+/// Reads the current CPU's copy; `None` if the slow way must be taken.
+///
+/// # Safety
+/// As [`LocalOps::read`](crate::this_cpu::LocalOps::read).
+#[inline(always)]
+pub(super) unsafe fn read<W: Word>(at: usize) -> Option<W> {
+    // SAFETY: the promise of the caller; the width is the word's.
+    let value = unsafe {
+        match size_of::<W>() {
+            1 => u64::from(read_8(at)?),
+            2 => u64::from(read_16(at)?),
+            4 => u64::from(read_32(at)?),
+            _ => read_64(at)?,
+        }
+    };
+    Some(W::narrow(value))
+}
+
+/// Adds to the current CPU's copy, a signed number, if that leaves it at `bound` or less from 0.
+///
+/// # Safety
+/// As [`LocalOps::change`](crate::this_cpu::LocalOps::change).
+#[inline(always)]
+pub(super) unsafe fn add_within(at: usize, value: u64, bound: u64) -> Outcome {
+    let rseq = rseq_offset();
+    if rseq == 0 {
+        return Outcome::NoMemory;
+    }
+    // -bound <= sum <= bound, as one unsigned comparison.
+    let shifted_value = value.wrapping_add(bound);
+    let shifted_limit = bound.wrapping_mul(2);
+    // SAFETY: as in `store`.
+    unsafe {
+        section!(["{slow}"], [
+                "mov {shifted_sum}, qword ptr [{at} + {t} + {stride}]",
+                "add {shifted_sum}, {shifted_value}",
+                "cmp {shifted_sum}, {shifted_limit}",
+                "ja {refused}",
+                "add qword ptr [{at} + {t} + {stride}], {value}",
+            ],
+            rseq = in(reg) rseq, at = in(reg) at, value = in(reg) value,
+            shifted_value = in(reg) shifted_value, shifted_limit = in(reg) shifted_limit,
+            shifted_sum = out(reg) _,
+            slow = label { return Outcome::NoMemory },
+            refused = label { return Outcome::Refused },
+            options(nostack));
+    }
+    Outcome::Done
+}
+
+/// Adds to the current CPU's copy if `gate` is 0.
+///
+/// # Safety
+/// As [`LocalOps::change`](crate::this_cpu::LocalOps::change).
+#[inline(always)]
+pub(super) unsafe fn add_gated(at: usize, value: u64, gate: &AtomicU32) -> Outcome {
+    let rseq = rseq_offset();
+    if rseq == 0 {
+        return Outcome::NoMemory;
+    }
+    // SAFETY: as in `store`; the gate is a live word, read in one piece.
+    unsafe {
+        section!(["{slow}"], [
+                "cmp dword ptr [{gate}], 0",
+                "jne {refused}",
+                "add qword ptr [{at} + {t} + {stride}], {value}",
+            ],
+            rseq = in(reg) rseq, at = in(reg) at, value = in(reg) value, gate = in(reg) gate.as_ptr(),
+            slow = label { return Outcome::NoMemory },
+            refused = label { return Outcome::Refused },
+            options(nostack));
+    }
+    Outcome::Done
+}

@@ -1,0 +1,371 @@
+//! The machine code of the operations on the current CPU's copy, as an optimised program has it: nothing but the
+//! restartable sequence, inlined; no call, no LOCKed instruction, no load from the global offset table.
+//!
+//! The program is made of two files next to this one, by `rustc` against the library as cargo builds it for release:
+//! `counters.rs`, a crate that defines static variables, and `one_op.rs`, a program with a function for every operation.
+//! They are no targets of the package, for nobody but this test wants them.
+
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Formatter, Instruction, InstructionInfoFactory,
+    IntelFormatter, Mnemonic, OpAccess, Register,
+};
+use object::{Object, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget, elf};
+
+/// From the instruction that announces the section to the one that commits, both counted.
+const MAX_INSTRUCTIONS: usize = 8;
+
+/// Where `rseq_cs` and `cpu_id` lie in the area that a thread shares with the kernel.
+const RSEQ_CS: u64 = 8;
+const CPU_ID: u64 = 4;
+
+const OPERATIONS: [&str; 12] = [
+    "read",
+    "write",
+    "add",
+    "sub",
+    "inc",
+    "dec",
+    "and",
+    "or",
+    "xor",
+    "add_return",
+    "xchg",
+    "cmpxchg",
+];
+
+/// What was built: the program, and its object file, which the linker has not improved yet.
+struct Built {
+    program: Vec<u8>,
+    object: Vec<u8>,
+}
+
+/// Runs a tool; what it prints.
+fn run(command: &mut Command) -> String {
+    let output = command.output().expect("the tool is there");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}\n{complaints}");
+    String::from_utf8(output.stdout).expect("tools print UTF-8")
+}
+
+/// The library, optimised, in a folder of its own: the usual one is locked by the cargo that runs this test.
+fn library(target_dir: &Path) -> PathBuf {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let messages = run(Command::new(cargo)
+        .args(["build", "--release", "--lib", "--message-format=json"])
+        .args([
+            "--package",
+            "pcpu",
+            "--manifest-path",
+            manifest,
+            "--target-dir",
+        ])
+        .arg(target_dir));
+    let is_file = |message: &serde_json::Value| {
+        let file = message["filenames"][0].as_str()?;
+        (message["target"]["name"] == "pcpu" && file.ends_with(".rlib")).then(|| file.into())
+    };
+    let parsed = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    parsed
+        .filter_map(|message| is_file(&message))
+        .next_back()
+        .expect("the library is built")
+}
+
+fn build() -> Built {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("disassembly");
+    std::fs::create_dir_all(&folder).expect("a folder for what is built");
+    let library = library(&folder.join("target"));
+    let dependencies = library
+        .parent()
+        .expect("a file is in a folder")
+        .join("deps");
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/disassembly");
+    let compile = |source: &str| {
+        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+        let mut command = Command::new(rustc);
+        command
+            .args([
+                "--edition=2024",
+                "-Copt-level=3",
+                "-Cpanic=abort",
+                "-Ccodegen-units=1",
+            ])
+            .arg(format!("-Ldependency={}", dependencies.display()))
+            .arg(format!("--extern=pcpu={}", library.display()))
+            .arg(format!("--out-dir={}", folder.display()))
+            .arg(sources.join(source));
+        command
+    };
+    run(compile("counters.rs").arg("--crate-type=rlib"));
+    let counters = folder.join("libcounters.rlib");
+    run(compile("one_op.rs")
+        .arg("--emit=obj,link")
+        .arg(format!("--extern=counters={}", counters.display())));
+    let program = folder.join("one_op");
+    assert_eq!(run(&mut Command::new(&program)), "42\n");
+    let read = |file: PathBuf| std::fs::read(&file).expect("rustc has written it");
+    Built {
+        object: read(folder.join("one_op.o")),
+        program: read(program),
+    }
+}
+
+/// The functions of the operations, by name: their instructions, and what holds them.
+fn functions<'data>(
+    file: &object::File<'data>,
+) -> BTreeMap<String, (Vec<Instruction>, object::SectionIndex)> {
+    let decode = |symbol: object::Symbol<'data, '_>| {
+        let name = symbol.name().ok()?.strip_prefix("op.")?.to_owned();
+        let index = symbol.section_index().expect("a function is somewhere");
+        let section = file.section_by_index(index).expect("the section exists");
+        let code = section.data_range(symbol.address(), symbol.size());
+        let code = code.expect("readable").expect("in the section");
+        let decoder = Decoder::with_ip(64, code, symbol.address(), DecoderOptions::NONE);
+        Some((name, (decoder.into_iter().collect(), index)))
+    };
+    let functions: BTreeMap<_, _> = file.symbols().filter_map(decode).collect();
+    for operation in OPERATIONS {
+        for width in ["u8", "u16", "u32", "u64"] {
+            for place in ["here", "there", "dynamic"] {
+                let name = format!("{operation}.{width}.{place}");
+                assert!(functions.contains_key(&name), "no function {name}");
+            }
+        }
+    }
+    functions
+}
+
+fn text(instruction: &Instruction) -> String {
+    let mut text = String::new();
+    IntelFormatter::new().format(instruction, &mut text);
+    text
+}
+
+fn listing(code: &[Instruction]) -> String {
+    let line = |instruction| {
+        format!(
+            "  {:x}: {}\n",
+            Instruction::ip(instruction),
+            text(instruction)
+        )
+    };
+    code.iter().map(line).collect()
+}
+
+/// Whether the instruction accesses this word of the rseq area, and how.
+fn rseq_access(instruction: &Instruction, displacement: u64) -> bool {
+    instruction.memory_segment() == Register::FS
+        && instruction.mnemonic() == Mnemonic::Mov
+        && instruction.memory_displacement64() == displacement
+}
+
+/// Whether the instruction writes to memory other than the thread's own.
+fn commits(instruction: &Instruction) -> bool {
+    let mut factory = InstructionInfoFactory::new();
+    let is_write = |access| {
+        matches!(
+            access,
+            OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
+        )
+    };
+    let used = factory.info(instruction).used_memory();
+    used.iter().any(|memory| {
+        is_write(memory.access())
+            && memory.segment() != Register::FS
+            && memory.base() != Register::RSP
+            && memory.base() != Register::RIP
+    })
+}
+
+fn is_call(instruction: &Instruction) -> bool {
+    let flow = instruction.flow_control();
+    matches!(flow, FlowControl::Call | FlowControl::IndirectCall)
+}
+
+/// Looks for a way from one instruction to one that `is_end`, without a call: the indices of its instructions. Ways out of
+/// the function count as calls.
+fn way(
+    code: &[Instruction],
+    from: usize,
+    is_end: impl Fn(&Instruction) -> bool,
+) -> Option<Vec<usize>> {
+    let index_of = |address| {
+        code.iter()
+            .position(|instruction| instruction.ip() == address)
+    };
+    let mut seen = HashSet::new();
+    let mut ways = vec![vec![from]];
+    while let Some(way) = ways.pop() {
+        let &last = way.last()?;
+        if is_end(&code[last]) {
+            return Some(way);
+        }
+        if !seen.insert(last) {
+            continue;
+        }
+        let next = (last + 1 < code.len()).then_some(last + 1);
+        let target = || index_of(code[last].near_branch_target());
+        let nexts = match code[last].flow_control() {
+            FlowControl::Next => [next, None],
+            FlowControl::UnconditionalBranch => [target(), None],
+            FlowControl::ConditionalBranch => [target(), next],
+            _ => [None, None],
+        };
+        ways.extend(nexts.into_iter().flatten().map(|next| {
+            let mut way = way.clone();
+            way.push(next);
+            way
+        }));
+    }
+    None
+}
+
+/// Checks one function of the program; returns how many instructions its section takes up to the commit.
+fn check(name: &str, code: &[Instruction], got: &[Range<u64>]) -> usize {
+    let listing = || format!("{name}:\n{}", listing(code));
+    for instruction in code {
+        assert!(!instruction.has_lock_prefix(), "LOCK in {}", listing());
+        // An exchange with memory is LOCKed without the prefix.
+        let is_exchange = instruction.mnemonic() == Mnemonic::Xchg;
+        let has_memory = (0..instruction.op_count())
+            .any(|operand| instruction.op_kind(operand) == iced_x86::OpKind::Memory);
+        assert!(
+            !(is_exchange && has_memory),
+            "LOCKed exchange in {}",
+            listing()
+        );
+        if instruction.is_ip_rel_memory_operand() {
+            let address = instruction.ip_rel_memory_address();
+            let is_in_got = got.iter().any(|table| table.contains(&address));
+            assert!(
+                !is_in_got,
+                "{} reads the GOT in {}",
+                text(instruction),
+                listing()
+            );
+        }
+    }
+    let is_read = name.starts_with("read.");
+    let begins = |instruction: &Instruction| match is_read {
+        // Nothing to commit, nothing to announce.
+        true => rseq_access(instruction, CPU_ID),
+        false => rseq_access(instruction, RSEQ_CS),
+    };
+    let Some(start) = code.iter().position(begins) else {
+        panic!("no section in {}", listing());
+    };
+    // The end of the section: where the copy is written, or read.
+    let is_end = |instruction: &Instruction| match is_read {
+        true => {
+            instruction.memory_index() != Register::None
+                && instruction.memory_segment() != Register::FS
+        }
+        false => commits(instruction),
+    };
+    let straight = code[start..].iter().position(is_end);
+    let Some(length) = straight.map(|index| index + 1) else {
+        panic!("no commit in {}", listing());
+    };
+    assert!(
+        code[start..][..length]
+            .iter()
+            .all(|instruction| !is_call(instruction))
+    );
+    let is_return = |instruction: &Instruction| instruction.flow_control() == FlowControl::Return;
+    let before = way(code, 0, begins);
+    let after = way(code, start + length - 1, is_return);
+    assert!(
+        before.is_some(),
+        "a call before the section of {}",
+        listing()
+    );
+    assert!(after.is_some(), "a call after the section of {}", listing());
+    length
+}
+
+/// In the object file: what the functions want from the global offset table, by calls of the slow way only.
+fn check_object(object: &object::File<'_>) {
+    const FROM_GOT: [u32; 4] = [
+        elf::R_X86_64_GOTPCREL,
+        elf::R_X86_64_GOTPCRELX,
+        elf::R_X86_64_REX_GOTPCRELX,
+        elf::R_X86_64_GOTPCREL64,
+    ];
+    for (name, (code, section)) in functions(object) {
+        let section = object
+            .section_by_index(section)
+            .expect("the section exists");
+        for (offset, relocation) in section.relocations() {
+            let RelocationFlags::Elf { r_type } = relocation.flags() else {
+                panic!("not an ELF file");
+            };
+            let user = code
+                .iter()
+                .find(|user| (user.ip()..user.next_ip()).contains(&offset));
+            let Some(user) = user.filter(|_| FROM_GOT.contains(&r_type)) else {
+                continue;
+            };
+            let RelocationTarget::Symbol(symbol) = relocation.target() else {
+                panic!("{name}: a relocation without symbol");
+            };
+            let symbol = object
+                .symbol_by_index(symbol)
+                .and_then(|symbol| symbol.name());
+            let is_jump = user.flow_control() == FlowControl::IndirectBranch;
+            assert!(
+                is_call(user) || is_jump,
+                "{symbol:?} comes from the GOT in {name}:\n{}",
+                listing(&code)
+            );
+        }
+    }
+}
+
+#[test]
+fn an_operation_is_its_section() {
+    let built = build();
+    let object = object::File::parse(&*built.object).expect("an object file");
+    check_object(&object);
+
+    let program = object::File::parse(&*built.program).expect("a program");
+    let tables = program.sections().filter(|section| {
+        let name = section.name();
+        name.is_ok_and(|name| name.starts_with(".got"))
+    });
+    let got: Vec<_> = tables
+        .map(|table| table.address()..table.address() + table.size())
+        .collect();
+    assert!(!got.is_empty(), "a program has a GOT");
+    let mut lengths = BTreeMap::<_, Vec<_>>::new();
+    for (name, (code, _)) in functions(&program) {
+        let operation = name.split('.').next().expect("a part").to_owned();
+        let length = check(&name, &code, &got);
+        lengths
+            .entry(operation)
+            .or_default()
+            .push((length, name, code));
+    }
+    for (operation, lengths) in lengths {
+        let (length, name, code) = lengths
+            .iter()
+            .max_by_key(|(length, ..)| length)
+            .expect("one");
+        println!("{operation}: {length} instructions from the announcement to the commit");
+        let is_bounded = !["xchg", "add_return", "cmpxchg"].contains(&&*operation);
+        assert!(
+            !is_bounded || *length <= MAX_INSTRUCTIONS,
+            "{length} instructions in {name}:\n{}",
+            listing(code)
+        );
+    }
+}
