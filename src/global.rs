@@ -149,7 +149,7 @@ pub fn stray_unit() -> CpuId {
 pub(crate) fn materialise_up_to(cpu: CpuId) -> bool {
     let is_cpu = cpu < stray_unit();
     if is_cpu {
-        (0..=cpu.get()).for_each(|id| global().mark_materialised(CpuId::new(id)));
+        (0..=cpu.get()).for_each(|id| materialise(CpuId::new(id)));
     }
     is_cpu
 }
@@ -162,7 +162,7 @@ pub(crate) fn current_copy(neutral: usize) -> usize {
     match units.offset(cpu) {
         Some(offset) => {
             if !units.materialised().contains(cpu) {
-                global().mark_materialised(cpu);
+                materialise(cpu);
             }
             neutral.wrapping_add(offset)
         }
@@ -170,10 +170,16 @@ pub(crate) fn current_copy(neutral: usize) -> usize {
     }
 }
 
+/// Gives a CPU copies of its own, which needs neither a lock nor memory here, and so cannot fail for a CPU that is there.
+fn materialise(cpu: CpuId) {
+    let brought_up = global().bring_up(cpu);
+    debug_assert_eq!(brought_up, Ok(()));
+}
+
 /// The stray unit's copy of the variable at a neutral address.
 pub(crate) fn stray_copy(neutral: usize) -> usize {
     let stray = stray_unit();
-    global().mark_materialised(stray);
+    materialise(stray);
     neutral.wrapping_add(global().units().offset(stray).unwrap_or(0))
 }
 

@@ -18,28 +18,30 @@
 //! # In a Linux process
 //!
 //! ```
-//! use pcpu::{StaticVar, alloc_percpu, define_per_cpu, free_percpu, global, this_cpu_ptr};
-//! use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+//! use pcpu::{CpuCell, LocalCell, PerCpu, RemoteCell, define_per_cpu};
 //!
 //! define_per_cpu! {
 //!     /// Requests served, a static variable.
-//!     static REQUESTS: AtomicU64 = AtomicU64::new(0);
+//!     static REQUESTS: CpuCell<u64> = CpuCell::new(0);
 //! }
 //! // The same, made at run time.
-//! let errors = alloc_percpu::<AtomicU64>()?;
+//! let errors = PerCpu::<CpuCell<u64>>::new()?;
 //!
-//! // SAFETY: static variables are never freed; `errors` is freed below.
-//! unsafe {
-//!     this_cpu_ptr(REQUESTS)?.as_ref().fetch_add(3, Relaxed);
-//!     this_cpu_ptr(errors)?.as_ref().fetch_add(1, Relaxed);
-//! }
-//! let cpus = global().units().possible();
-//! let served: u64 = cpus.iter().map(|cpu| REQUESTS.get(cpu).unwrap().load(Relaxed)).sum();
-//! assert_eq!(served, 3);
-//! // SAFETY: nobody uses the variable any more.
-//! unsafe { free_percpu(errors)? };
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! std::thread::scope(|scope| {
+//!     for _ in 0..4 {
+//!         scope.spawn(|| {
+//!             REQUESTS.add(3);
+//!             errors.inc();
+//!         });
+//!     }
+//! });
+//! assert_eq!((REQUESTS.sum(), errors.sum()), (12, 4));
+//! # Ok::<(), pcpu::AllocError>(())
 //! ```
+//!
+//! A [`CpuCell`] is an integer that each CPU changes its own copy of, by the operations of [`this_cpu`]. [`PerCpu`] owns a
+//! variable of any type, [`alloc_percpu`] gives a raw handle to one. [`counter`] and [`refcount`] are what people build on
+//! it.
 //!
 //! # In a kernel
 //!

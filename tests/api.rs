@@ -36,6 +36,7 @@ enum Simulated {}
 unsafe impl Domain for Simulated {
     type Backing = Sim;
     type Lock = Lock;
+    type Ops = pcpu::this_cpu::portable::Portable<Self>;
 
     fn allocator() -> &'static SimAllocator {
         static INSTANCE: OnceLock<SimAllocator> = OnceLock::new();

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use pcpu::this_cpu::process::Method;
 use pcpu::unit::CpuId;
 use pcpu::{global, per_cpu_ptr};
 
@@ -62,10 +63,14 @@ fn this_machine(checks: &mut Checks) -> Result<(), CliError> {
     let failed = |error: &dyn ToString| CliError::Failed(error.to_string());
     let units = global().units();
     print(&format!(
-        "This machine: {} possible CPUs, {} with memory. The first chunk of this process:\n{}\n\n",
-        units.possible().count(),
-        units.materialised().count(),
-        pcpu::global::boot_log().trim_end()
+        "This machine: {} possible CPUs. The first chunk of this process, whose last unit is for threads\n\
+         that the kernel does not know by their CPU:\n{}\nOperations on the current CPU: {}\n\n",
+        units.possible().count() - 1,
+        pcpu::global::boot_log().trim_end(),
+        match pcpu::global::method() {
+            Method::RestartableSequences => "restartable sequences, no LOCKed instruction",
+            Method::Locked => "LOCKed steps, for lack of restartable sequences",
+        },
     ))?;
 
     let mut counters = Vec::from(Counter::statics());

@@ -69,14 +69,6 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         populated.map_err(|error| CpuError::NoMemory { cpu, error })
     }
 
-    /// Counts `cpu` as materialised at once, for backings where populating does nothing and memory reads as zero until it
-    /// is written.
-    #[cfg(all(feature = "std", target_os = "linux"))]
-    pub(crate) fn mark_materialised(&self, cpu: CpuId) {
-        self.units.populated_for.insert(cpu);
-        self.units.materialised().insert(cpu);
-    }
-
     fn undo_bring_up(&self, cpu: CpuId) {
         // Back to the set without the CPU, which nobody has changed.
         self.state.lock().change_phase();
