@@ -1,4 +1,4 @@
-//! Threads that hammer one variable with one kind of operation while a helper moves them from CPU to CPU and sends them
+//! Threads that hammer one variable with one kind of operation while another moves them from CPU to CPU and sends them
 //! signals, whose handler does the same operation on the same variable. Everything is accounted for: whatever the
 //! operations did in between, the copies of all CPUs together must hold exactly what the accounts say.
 //!

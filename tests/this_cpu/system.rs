@@ -55,7 +55,7 @@ pub fn on_cpu<R: Send>(cpu: CpuId, body: impl FnOnce() -> R + Send) -> R {
     std::thread::scope(|scope| scope.spawn(on_it).join().expect("the body has passed"))
 }
 
-/// Leaves the other threads more time than the calling one takes, so that a helper comes to disturb many like it.
+/// Leaves the other threads more time than the calling one takes, so that a single one comes to disturb many like it.
 pub fn step_back() {
     const NICENESS: libc::c_int = 5;
     // SAFETY: changes the caller's own priority only. Who stands further back already is refused, and stays there.
