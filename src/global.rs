@@ -59,25 +59,28 @@ struct Process {
 /// The units of a process are in the order of the CPU ids, so that a CPU's offset follows from its id: all in one group,
 /// ids that are not possible included, and one more for the stray unit. Nodes are seen to page by page instead.
 #[derive(Debug)]
-struct ById {
-    nr_cpu_ids: u32,
+struct ById<'a> {
+    nodes: &'a [NodeId],
 }
 
-impl Topology for ById {
+impl Topology for ById<'_> {
     fn nr_cpu_ids(&self) -> u32 {
-        self.nr_cpu_ids
+        self.nodes.len() as u32 + 1
     }
 
     fn is_possible(&self, cpu: CpuId) -> bool {
-        cpu.get() < self.nr_cpu_ids
+        cpu.get() < self.nr_cpu_ids()
     }
 
     fn is_local(&self, _a: CpuId, _b: CpuId) -> bool {
         true
     }
 
-    fn node(&self, _cpu: CpuId) -> NodeId {
-        NodeId::new(0)
+    fn node(&self, cpu: CpuId) -> NodeId {
+        self.nodes
+            .get(cpu.index())
+            .copied()
+            .unwrap_or(NodeId::new(0))
     }
 }
 
@@ -193,7 +196,11 @@ fn process() -> &'static Process {
 /// The instance, which is made by the first call.
 fn set_up() -> &'static Result<Process, String> {
     static PROCESS: OnceLock<Result<Process, String>> = OnceLock::new();
-    PROCESS.get_or_init(|| Process::new().map_err(|error| error.to_string()))
+    PROCESS.get_or_init(|| {
+        let process = Process::new().map_err(|error| error.to_string())?;
+        static_var::set_neutral_base(process.allocator.neutral_base());
+        Ok(process)
+    })
 }
 
 /// Runs before `main`, so that the handles of static variables are known from then on.
@@ -243,11 +250,9 @@ impl Process {
             page_bytes,
             min_unit_bytes: MIN_UNIT_BYTES,
         };
-        let topology = ById {
-            nr_cpu_ids: nodes.len() as u32 + 1,
-        };
-        let mut words = vec![0; storage_words(topology.nr_cpu_ids)];
-        let mut offsets = vec![0; topology.nr_cpu_ids as usize];
+        let topology = ById { nodes };
+        let mut words = vec![0; storage_words(topology.nr_cpu_ids())];
+        let mut offsets = vec![0; topology.nr_cpu_ids() as usize];
         let plan = match kind {
             FirstChunkKind::Embed => UnitPlan::embed(&spec, &topology, &mut words)?,
             FirstChunkKind::Page => UnitPlan::page(&spec, &topology, &mut words)?,
@@ -267,7 +272,7 @@ impl Process {
             FirstChunkKind::Embed => embed::build(plan, template, &mut offsets, &mut memory)?,
             FirstChunkKind::Page => page::build(plan, template, &mut offsets, &mut memory)?,
         };
-        memory.place_first_chunk(&first_chunk, nodes);
+        memory.place_first_chunk(&first_chunk);
         let boot_log = first_chunk.plan().boot_log().to_string();
         let policy = Policy {
             empty_pages_high: 256,
@@ -275,7 +280,6 @@ impl Process {
             upkeep: UpkeepBy::Callers,
             ..Policy::default()
         };
-        static_var::set_neutral_base(memory.neutral_base());
         // SAFETY: the first chunk lies in `memory`, which the instance takes over.
         let allocator = unsafe { GlobalAllocator::new(memory, &first_chunk, policy)? };
         Ok(Self {
@@ -283,5 +287,26 @@ impl Process {
             method: detect(),
             boot_log,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_follow_the_cpus_and_know_their_nodes() {
+        let nodes = [1, 0, 1].map(NodeId::new);
+        let process = Process::build(&nodes, FirstChunkKind::Embed, MIN_STRIDE_BYTES, || {
+            Method::Locked
+        })
+        .unwrap();
+        let units = process.allocator.units();
+        let first = units.offset(CpuId::new(0)).unwrap();
+        for (id, node) in [1, 0, 1, 0].into_iter().enumerate() {
+            let cpu = CpuId::new(id as u32);
+            assert_eq!(units.offset(cpu), Some(first + id * MIN_STRIDE_BYTES));
+            assert_eq!(units.node(cpu), Some(NodeId::new(node)));
+        }
     }
 }

@@ -86,10 +86,10 @@ impl Mmap {
     }
 
     /// Prefers, for the first chunk, the node of each CPU; the builder knows the nodes of groups only.
-    pub(crate) fn place_first_chunk(&self, first_chunk: &FirstChunk<'_>, nodes: &[NodeId]) {
-        for cpu in first_chunk.plan().possible_cpus() {
-            if let (Some(unit), Some(&node)) =
-                (first_chunk.unit_address(cpu), nodes.get(cpu.index()))
+    pub(crate) fn place_first_chunk(&self, first_chunk: &FirstChunk<'_>) {
+        let plan = first_chunk.plan();
+        for cpu in plan.possible_cpus() {
+            if let (Some(unit), Some(node)) = (first_chunk.unit_address(cpu), plan.node_of_cpu(cpu))
             {
                 self.prefer_node(unit.as_ptr().addr(), self.unit_bytes, node);
             }
