@@ -165,6 +165,8 @@ macro_rules! define_per_cpu {
         #[derive(Debug, Clone, Copy)]
         $vis struct $name;
 
+        // The attributes again, for a variable may be there under a condition only.
+        $(#[$meta])*
         const _: () = {
             #[unsafe(link_section = "pcpu_template")]
             static INITIAL: $crate::Initial<$type> = $crate::Initial::new($value);

@@ -49,6 +49,9 @@ unsafe impl Domain for Simulated {
 }
 
 define_per_cpu! {
+    /// Never there: its type does not exist.
+    #[cfg(any())]
+    static NOT_HERE: Missing = Missing;
     /// Counts from a thousand.
     static HITS: AtomicU64 = AtomicU64::new(1000);
     static FLAG: AtomicU32 = AtomicU32::new(0x5a5a_5a5a);
