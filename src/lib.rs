@@ -76,6 +76,8 @@ pub mod allocator;
 pub mod backing;
 mod chunk;
 pub mod counter;
+#[cfg(all(feature = "std", target_os = "linux"))]
+pub mod cpu_lock;
 pub mod cpus;
 mod directory;
 pub mod embed;
@@ -99,10 +101,15 @@ pub use alloc_api::{
 pub use allocator::PerCpuAllocator;
 pub use counter::{BatchCounter, Counter};
 #[cfg(all(feature = "std", target_os = "linux"))]
+pub use cpu_lock::{CpuLock, LocalLock};
+#[cfg(all(feature = "std", target_os = "linux"))]
 pub use global::{alloc_percpu, global};
 pub use owner::{Element, InitError, PerCpu, RemoteCell, Shape};
 pub use refcount::{Ref, RefCount};
 pub use request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use static_var::{Initial, StaticVar, handle_of};
-pub use this_cpu::{CpuCell, LocalCell};
+pub use this_cpu::{
+    Chain, CpuBuffer, CpuCell, CpuPair, CpuStack, Full, Link, LocalBuffer, LocalCell, LocalPair,
+    LocalStack, Node, NodePointer,
+};

@@ -1,4 +1,4 @@
-//! Operations on the current CPU's copy of a scalar, without a lock and without a LOCKed instruction.
+//! Operations on the current CPU's copy of a variable, without a lock and without a LOCKed instruction.
 //!
 //! A scalar that is changed this way is a [`CpuCell`]. Each operation is one step as far as its CPU is concerned:
 //! neither an interrupt (or a signal), nor a migration to another CPU, nor another thread there can come between its
@@ -6,24 +6,38 @@
 //! not tear), but never write it. That is why a `CpuCell` lends nobody a `&T`, and why no safe operation writes to
 //! another CPU's copy.
 //!
+//! Two words that change together are a [`CpuPair`]; nodes that hang on each other a [`CpuStack`]; items that pile up
+//! until somebody takes them a [`CpuBuffer`].
+//!
 //! How it is done depends on the home, which a [`Domain`] names by its [`LocalOps`]: [`process`] for a
 //! Linux process. All operations are relaxed: they order no other memory access.
 
 use core::fmt;
-use core::sync::atomic::AtomicU32;
+use core::ptr;
+use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use crate::alloc_api::Handle;
 
+mod buffer;
 mod cell;
+mod locked;
+mod pair;
 pub mod portable;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub mod process;
+mod stack;
 mod word;
 
+pub use buffer::{CpuBuffer, Full, LocalBuffer, append_all, take};
 pub use cell::{
     CpuCell, LocalCell, add, add_return, and, cmpxchg, or, read, sub, write, xchg, xor,
 };
+pub use pair::{CpuPair, LocalPair, cmpxchg_pair, read_pair};
+pub use stack::{Chain, CpuStack, Link, LocalStack, Node, NodePointer, pop, pop_all, push};
 pub use word::{Change, Scalar, Word};
+
+/// Two words side by side.
+pub type Pair = [u64; 2];
 
 /// How a home works on the current CPU's copy of a word, given its neutral address.
 ///
@@ -59,6 +73,59 @@ pub unsafe trait LocalOps {
         // SAFETY: the promise of the caller.
         unsafe { add_within_by_replacing::<Self>(at, value, bound) }
     }
+
+    /// The current CPU's copy of a pair; not torn.
+    ///
+    /// # Safety
+    /// As [`replace_pair`](Self::replace_pair).
+    #[inline]
+    unsafe fn read_pair(at: usize) -> Pair {
+        // SAFETY: the promise of the caller. Zeroes are replaced by zeroes.
+        unsafe { Self::replace_pair(at, [0; 2], [0; 2]) }
+    }
+
+    /// Replaces the current CPU's copy of a pair, by one store, if it is `old`; returns what it was.
+    ///
+    /// # Safety
+    /// A pair lives at the neutral address `at`, aligned to 16 bytes, and is changed by these operations only.
+    unsafe fn replace_pair(at: usize, old: Pair, new: Pair) -> Pair;
+
+    /// Puts a node onto the current CPU's copy of a stack, a word with the address of the first link. A link holds the
+    /// address of the next one, or 0.
+    ///
+    /// # Safety
+    /// As [`change`](Self::change), and the stack is changed by [`push`](Self::push), [`pop`](Self::pop) and `Set(0)` only.
+    /// `link` is the caller's, stays where it is, and is only touched by these operations until it is taken off.
+    #[inline]
+    unsafe fn push(at: usize, link: *mut usize) {
+        // SAFETY: the promise of the caller.
+        unsafe { push_by_replacing::<Self>(at, link) }
+    }
+
+    /// Takes the last node off the current CPU's copy of a stack. Null if there is none to be had now: the stack is empty, or
+    /// somebody else is in the middle of taking one, in a home where that takes more than one step.
+    ///
+    /// # Safety
+    /// As [`change`](Self::change), and all links come from [`push`](Self::push).
+    #[inline]
+    unsafe fn pop(at: usize) -> *mut usize {
+        // SAFETY: the promise of the caller.
+        unsafe { pop_by_taking_all::<Self>(at) }
+    }
+
+    /// Appends bytes to the current CPU's copy of a buffer of so much room: a word, which counts the bytes used, and the
+    /// bytes after it. False if there is no room for all; then nothing has changed.
+    ///
+    /// # Safety
+    /// A buffer of so much room lives at the neutral address `at`, and is changed by these operations only; `source` has as
+    /// many bytes.
+    unsafe fn append(at: usize, source: *const u8, bytes: usize, capacity_bytes: usize) -> bool;
+
+    /// Moves all that the current CPU's copy of a buffer holds to `out`; returns how many bytes it is.
+    ///
+    /// # Safety
+    /// As [`append`](Self::append); `out` has as much room as the buffer.
+    unsafe fn take(at: usize, out: *mut u8) -> usize;
 
     /// Whether this home has [`add_gated`](Self::add_gated), and the means to wait for it. The answer never changes; a home
     /// that has none need not say so, nor implement the other two.
@@ -105,6 +172,70 @@ unsafe fn add_within_by_replacing<O: LocalOps + ?Sized>(at: usize, value: u64, b
         }
         old = found;
     }
+}
+
+/// [`LocalOps::push`] of two steps, a read and an exchange.
+///
+/// # Safety
+/// As [`LocalOps::push`].
+unsafe fn push_by_replacing<O: LocalOps + ?Sized>(at: usize, link: *mut usize) {
+    // What the node holds is written before others find it.
+    fence(Ordering::Release);
+    let node = link.expose_provenance() as u64;
+    // SAFETY: the promise of the caller.
+    let mut first = unsafe { O::read::<u64>(at) };
+    loop {
+        // SAFETY: the link is the caller's until the exchange has succeeded.
+        unsafe { link.write(first as usize) };
+        // A stack that has been another meanwhile, or another CPU's, and begins with the same node is as good. SAFETY: the
+        // promise of the caller.
+        let found = unsafe { O::fetch(at, Change::Replace(first, node)) };
+        if found == first {
+            return;
+        }
+        first = found;
+    }
+}
+
+/// [`LocalOps::pop`] of steps on one word, none of which looks into a node that somebody else could have taken and
+/// freed: takes all of them and puts the others back, maybe on another CPU by then.
+///
+/// # Safety
+/// As [`LocalOps::pop`].
+unsafe fn pop_by_taking_all<O: LocalOps + ?Sized>(at: usize) -> *mut usize {
+    // SAFETY: the promise of the caller.
+    let take_all = || unsafe { O::fetch::<u64>(at, Change::Set(0)) } as usize;
+    let first = take_all();
+    if first == 0 {
+        return ptr::null_mut();
+    }
+    fence(Ordering::Acquire);
+    let first = ptr::with_exposed_provenance_mut::<usize>(first);
+    // SAFETY: whatever was taken is the caller's, and all of it are links.
+    let mut others = unsafe { first.read() };
+    while others != 0 {
+        fence(Ordering::Release);
+        // SAFETY: the promise of the caller.
+        let found = unsafe { O::fetch(at, Change::Replace(0, others as u64)) };
+        if found == 0 {
+            break;
+        }
+        let newcomers = take_all();
+        if newcomers == 0 {
+            continue;
+        }
+        fence(Ordering::Acquire);
+        let mut last = ptr::with_exposed_provenance_mut::<usize>(newcomers);
+        // SAFETY: as above.
+        unsafe {
+            while last.read() != 0 {
+                last = ptr::with_exposed_provenance_mut(last.read());
+            }
+            last.write(others);
+        }
+        others = newcomers;
+    }
+    first
 }
 
 /// Why [`LocalOps::wait_for_gated`] could not wait.

@@ -146,6 +146,28 @@ pub trait LocalCell<T: Scalar>: Live<Target = CpuCell<T>> + Sized {
         // SAFETY: as in `write`.
         unsafe { cmpxchg(self.handle(), old, new) }
     }
+
+    /// Sets the value to what `change` makes of it; returns the one before. `change` is called again if the CPU's copy has
+    /// become another meanwhile, or the caller has come to another CPU.
+    ///
+    /// ```
+    /// use pcpu::{CpuCell, LocalCell, define_per_cpu};
+    ///
+    /// define_per_cpu! {
+    ///     static LONGEST_NANOSECONDS: CpuCell<u64> = CpuCell::new(0);
+    /// }
+    /// LONGEST_NANOSECONDS.update(|longest| longest.max(350));
+    /// ```
+    #[inline]
+    fn update(&self, mut change: impl FnMut(T) -> T) -> T {
+        let mut old = self.read();
+        loop {
+            match self.cmpxchg(old, change(old)) {
+                Ok(before) => return before,
+                Err(found) => old = found,
+            }
+        }
+    }
 }
 
 impl<T: Scalar, H: Live<Target = CpuCell<T>>> LocalCell<T> for H {}

@@ -3,8 +3,9 @@
 
 use core::marker::PhantomData;
 
-use super::{Change, LocalOps, Word};
+use super::{Change, LocalOps, Pair, Word, locked};
 use crate::alloc_api::Domain;
+use crate::backing::Backing;
 
 /// LOCKed steps on the copies of domain `D`.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +30,10 @@ impl<D: Domain> Portable<D> {
             .or_else(|| allocator.units().offset(first()?));
         at.wrapping_add(offset.unwrap_or(0))
     }
+
+    fn relax() {
+        D::allocator().backing().relax();
+    }
 }
 
 // SAFETY: all changes are LOCKed steps, which are right on any copy; and no other operations work on copies of `D`, for
@@ -52,5 +57,23 @@ unsafe impl<D: Domain> LocalOps for Portable<D> {
                 change,
             )
         }
+    }
+
+    unsafe fn replace_pair(at: usize, old: Pair, new: Pair) -> Pair {
+        let copy = core::ptr::with_exposed_provenance_mut(Self::copy(at));
+        // SAFETY: the pair is live on every possible CPU, and changed by such steps only (promise of the caller).
+        unsafe { locked::replace_pair(copy, old, new) }
+    }
+
+    unsafe fn append(at: usize, source: *const u8, bytes: usize, capacity_bytes: usize) -> bool {
+        let copy = core::ptr::with_exposed_provenance_mut(Self::copy(at));
+        // SAFETY: the buffer is live on every possible CPU, and worked on in this way only (promise of the caller).
+        unsafe { locked::append(copy, source, bytes, capacity_bytes, Self::relax) }
+    }
+
+    unsafe fn take(at: usize, out: *mut u8) -> usize {
+        let copy = core::ptr::with_exposed_provenance_mut(Self::copy(at));
+        // SAFETY: as in `append`.
+        unsafe { locked::take(copy, out, Self::relax) }
     }
 }

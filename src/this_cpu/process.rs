@@ -5,9 +5,12 @@
 //! A thread that is not registered with the kernel (made by a raw `clone`, say) works on a copy of its own kind, the
 //! *stray unit*, by LOCKed steps: the unit above those of the CPUs.
 
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::{Change, FenceError, LocalOps, Word, add_within_by_replacing};
+use super::{
+    Change, FenceError, LocalOps, Pair, Word, add_within_by_replacing, locked, pop_by_taking_all,
+    push_by_replacing,
+};
 use crate::unit::CpuId;
 
 mod fence;
@@ -19,7 +22,7 @@ mod rseq;
 mod rseq {
     use core::sync::atomic::AtomicU32;
 
-    use super::super::{Change, Word};
+    use super::super::{Change, Pair, Word};
     use super::Outcome;
 
     pub(super) fn detect() -> bool {
@@ -41,6 +44,39 @@ mod rseq {
     }
 
     pub(super) unsafe fn read<W: Word>(_at: usize) -> Option<W> {
+        None
+    }
+
+    pub(super) unsafe fn replace_pair(_at: usize, _old: Pair, _new: Pair) -> Option<Pair> {
+        None
+    }
+
+    pub(super) unsafe fn read_pair(_at: usize) -> Option<Pair> {
+        None
+    }
+
+    pub(super) unsafe fn push(_at: usize, _link: *mut usize) -> bool {
+        false
+    }
+
+    pub(super) unsafe fn pop(_at: usize) -> Option<*mut usize> {
+        None
+    }
+
+    pub(super) unsafe fn append(
+        _at: usize,
+        _from: *const u8,
+        _bytes: usize,
+        _room: usize,
+    ) -> Outcome {
+        Outcome::NoMemory
+    }
+
+    pub(super) unsafe fn take(_at: usize, _out: *mut u8) -> Option<usize> {
+        None
+    }
+
+    pub(super) unsafe fn acquire(_at: usize, _owner: u64) -> Option<(*mut u64, u64)> {
         None
     }
 
@@ -170,18 +206,36 @@ impl ProcessOps {
     #[inline(never)]
     unsafe fn fetch_slowly<W: Word>(at: usize, operation: Operation, first: W, second: W) -> W {
         let change = operation.with(first, second);
+        // SAFETY: the promise of the caller; the word is live on every unit.
+        Self::slowly(
+            at,
+            || unsafe { rseq::fetch(at, change) },
+            |copy| unsafe { W::locked(copy.cast(), change) },
+        )
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn read_slowly<W: Word>(at: usize) -> W {
+        // SAFETY: the promise of the caller; the word is live on every unit.
+        Self::slowly(
+            at,
+            || unsafe { rseq::read(at) },
+            |copy| unsafe { W::load(copy.cast()) },
+        )
+    }
+
+    /// Takes the fast way as soon as it is open, or LOCKed steps on a copy: one that is changed by LOCKed steps only.
+    fn slowly<R>(at: usize, fast: impl Fn() -> Option<R>, locked: impl FnOnce(*mut u8) -> R) -> R {
         loop {
             match Self::detour(at) {
                 Detour::Retry => {
-                    // SAFETY: the promise of the caller.
-                    if let Some(before) = unsafe { rseq::fetch(at, change) } {
-                        return before;
+                    if let Some(result) = fast() {
+                        return result;
                     }
                 }
                 Detour::Locked(copy) => {
-                    let copy = core::ptr::with_exposed_provenance_mut(copy);
-                    // SAFETY: the word is live on every unit; this copy is changed by LOCKed steps only.
-                    return unsafe { W::locked(copy, change) };
+                    return locked(core::ptr::with_exposed_provenance_mut(copy));
                 }
             }
         }
@@ -189,21 +243,108 @@ impl ProcessOps {
 
     #[cold]
     #[inline(never)]
-    unsafe fn read_slowly<W: Word>(at: usize) -> W {
-        loop {
-            match Self::detour(at) {
-                Detour::Retry => {
-                    // SAFETY: the promise of the caller.
-                    if let Some(value) = unsafe { rseq::read(at) } {
-                        return value;
-                    }
-                }
-                Detour::Locked(copy) => {
-                    // SAFETY: the word is live on every unit.
-                    return unsafe { W::load(core::ptr::with_exposed_provenance(copy)) };
-                }
-            }
-        }
+    unsafe fn read_pair_slowly(at: usize) -> Pair {
+        // SAFETY: the promise of the caller; the pair is live on every unit. Zeroes are replaced by zeroes.
+        Self::slowly(
+            at,
+            || unsafe { rseq::read_pair(at) },
+            |copy| unsafe { locked::replace_pair(copy.cast(), [0; 2], [0; 2]) },
+        )
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn replace_pair_slowly(at: usize, old: Pair, new: Pair) -> Pair {
+        // SAFETY: the promise of the caller; the pair is live on every unit.
+        Self::slowly(
+            at,
+            || unsafe { rseq::replace_pair(at, old, new) },
+            |copy| unsafe { locked::replace_pair(copy.cast(), old, new) },
+        )
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn append_slowly(
+        at: usize,
+        source: *const u8,
+        bytes: usize,
+        capacity_bytes: usize,
+    ) -> bool {
+        // SAFETY: the promise of the caller.
+        let fast = || match unsafe { rseq::append(at, source, bytes, capacity_bytes) } {
+            Outcome::Done => Some(true),
+            Outcome::Refused => Some(false),
+            Outcome::NoMemory => None,
+        };
+        // SAFETY: the promise of the caller; the buffer is live on every unit.
+        Self::slowly(at, fast, |copy| unsafe {
+            locked::append(
+                copy.cast(),
+                source,
+                bytes,
+                capacity_bytes,
+                std::thread::yield_now,
+            )
+        })
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn take_slowly(at: usize, out: *mut u8) -> usize {
+        // SAFETY: the promise of the caller; the buffer is live on every unit.
+        Self::slowly(
+            at,
+            || unsafe { rseq::take(at, out) },
+            |copy| unsafe { locked::take(copy.cast(), out, std::thread::yield_now) },
+        )
+    }
+
+    /// Takes the lock in the current CPU's copy, whose owner and gate are the first two words, if the gate is 0 and there
+    /// is no owner. Results in the copy and in what the owner was: 0 says that it is taken, 1 that the gate is not 0.
+    ///
+    /// # Safety
+    /// A lock lives at the neutral address `at`; its owner is only changed from 0 by this, or by LOCKed steps when the gate
+    /// has been raised and [`LocalOps::wait_for_gated`] has returned.
+    #[inline]
+    pub(crate) unsafe fn acquire(at: usize, owner: u64) -> (*mut u64, u64) {
+        // SAFETY: the promise of the caller.
+        unsafe { rseq::acquire(at, owner).unwrap_or_else(|| Self::acquire_slowly(at, owner)) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn acquire_slowly(at: usize, owner: u64) -> (*mut u64, u64) {
+        // SAFETY: the promise of the caller; the lock is live on every unit. The owner of this copy is changed by LOCKed
+        // steps only, so that its gate says nothing.
+        Self::slowly(
+            at,
+            || unsafe { rseq::acquire(at, owner) },
+            |copy| unsafe {
+                let copy = copy.cast();
+                let taken = AtomicU64::from_ptr(copy).compare_exchange(
+                    0,
+                    owner,
+                    Ordering::Acquire,
+                    Ordering::Relaxed,
+                );
+                (copy, taken.unwrap_or_else(|found| found))
+            },
+        )
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn push_slowly(at: usize, link: *mut usize) {
+        // SAFETY: the promise of the caller.
+        unsafe { push_by_replacing::<Self>(at, link) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn pop_slowly(at: usize) -> *mut usize {
+        // SAFETY: the promise of the caller.
+        unsafe { pop_by_taking_all::<Self>(at) }
     }
 }
 
@@ -238,6 +379,55 @@ unsafe impl LocalOps for ProcessOps {
                 Self::fetch_slowly(at, operation, first, second)
             })
         }
+    }
+
+    #[inline(always)]
+    unsafe fn read_pair(at: usize) -> Pair {
+        // SAFETY: the promise of the caller.
+        unsafe { rseq::read_pair(at).unwrap_or_else(|| Self::read_pair_slowly(at)) }
+    }
+
+    #[inline(always)]
+    unsafe fn replace_pair(at: usize, old: Pair, new: Pair) -> Pair {
+        // SAFETY: the promise of the caller.
+        unsafe {
+            rseq::replace_pair(at, old, new)
+                .unwrap_or_else(|| Self::replace_pair_slowly(at, old, new))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn push(at: usize, link: *mut usize) {
+        // SAFETY: the promise of the caller.
+        unsafe {
+            if !rseq::push(at, link) {
+                Self::push_slowly(at, link);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pop(at: usize) -> *mut usize {
+        // SAFETY: the promise of the caller.
+        unsafe { rseq::pop(at).unwrap_or_else(|| Self::pop_slowly(at)) }
+    }
+
+    #[inline(always)]
+    unsafe fn append(at: usize, source: *const u8, bytes: usize, capacity_bytes: usize) -> bool {
+        // SAFETY: the promise of the caller.
+        unsafe {
+            match rseq::append(at, source, bytes, capacity_bytes) {
+                Outcome::Done => true,
+                Outcome::Refused => false,
+                Outcome::NoMemory => Self::append_slowly(at, source, bytes, capacity_bytes),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take(at: usize, out: *mut u8) -> usize {
+        // SAFETY: the promise of the caller.
+        unsafe { rseq::take(at, out).unwrap_or_else(|| Self::take_slowly(at, out)) }
     }
 
     #[inline(always)]

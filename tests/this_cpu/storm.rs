@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::fmt::Debug;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
-use std::sync::{Barrier, Mutex, PoisonError};
+use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use pcpu::global::method;
@@ -288,7 +288,7 @@ fn hammer_interrupting<T: Wide>(phase: Phase, at: usize, account: &Account) {
 
 /// The tallies of a storm.
 #[derive(Debug, Default)]
-struct Tally {
+pub struct Tally {
     operations: AtomicU64,
     in_handlers: AtomicU64,
     signals: AtomicU64,
@@ -299,7 +299,7 @@ struct Tally {
 type Accounts = Vec<(usize, [Account; 2])>;
 
 /// Moves and interrupts the threads until all are through.
-fn disturb(threads: &[AtomicI32], finished: &AtomicUsize, tally: &Tally, seed: u64) {
+pub fn disturb(threads: &[AtomicI32], finished: &AtomicUsize, tally: &Tally, seed: u64) {
     let cpus = allowed_cpus();
     let account = Account::new(seed);
     while finished.load(Ordering::Acquire) < threads.len() {
@@ -519,13 +519,18 @@ widths! {
 /// One storm at a time: two would share the CPUs and the variables.
 static STORM: Mutex<()> = Mutex::new(());
 
+/// Waits until no other storm is on.
+pub fn one_at_a_time() -> MutexGuard<'static, ()> {
+    // What a storm that failed leaves behind is as good as anything.
+    STORM.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// How many operations a full storm has by default: some ten seconds of them.
 const DEFAULT_OPERATIONS: u64 = 3_000_000_000;
 
 /// Every operation of every width, on static and on dynamic variables: one `part`th of a full storm.
 pub fn storm(crew: Crew, part: u64) {
-    // What a storm that failed leaves behind is as good as anything.
-    let _one = STORM.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one = one_at_a_time();
     let operations = match std::env::var("PCPU_STORM_OPS") {
         Ok(operations) => operations.parse().expect("PCPU_STORM_OPS is a number"),
         Err(_) => DEFAULT_OPERATIONS,

@@ -23,7 +23,6 @@ use core::arch::asm;
 use core::mem::size_of;
 use core::sync::atomic::{AtomicIsize, AtomicU32, Ordering};
 
-use super::Outcome;
 use crate::global::STRIDE_BYTES;
 use crate::this_cpu::{Change, Word};
 
@@ -173,6 +172,12 @@ macro_rules! combine {
         ], before = out($class) $before, after = out($class) _, value = in($class) $value,)
     };
 }
+
+mod compound;
+mod conditional;
+
+pub(super) use compound::{append, pop, push, read_pair, replace_pair, take};
+pub(super) use conditional::{acquire, add_gated, add_within};
 
 /// The operations of one width. The result of a change says whether the fast way was open; those of a fetch and a read
 /// have the word as well.
@@ -332,61 +337,4 @@ pub(super) unsafe fn read<W: Word>(at: usize) -> Option<W> {
         }
     };
     Some(W::narrow(value))
-}
-
-/// Adds to the current CPU's copy, a signed number, if that leaves it at `bound` or less from 0.
-///
-/// # Safety
-/// As [`LocalOps::change`](crate::this_cpu::LocalOps::change).
-#[inline(always)]
-pub(super) unsafe fn add_within(at: usize, value: u64, bound: u64) -> Outcome {
-    let rseq = rseq_offset();
-    if rseq == 0 {
-        return Outcome::NoMemory;
-    }
-    // -bound <= sum <= bound, as one unsigned comparison.
-    let shifted_value = value.wrapping_add(bound);
-    let shifted_limit = bound.wrapping_mul(2);
-    // SAFETY: as in `store`.
-    unsafe {
-        section!(["{slow}"], [
-                "mov {shifted_sum}, qword ptr [{at} + {t} + {stride}]",
-                "add {shifted_sum}, {shifted_value}",
-                "cmp {shifted_sum}, {shifted_limit}",
-                "ja {refused}",
-                "add qword ptr [{at} + {t} + {stride}], {value}",
-            ],
-            rseq = in(reg) rseq, at = in(reg) at, value = in(reg) value,
-            shifted_value = in(reg) shifted_value, shifted_limit = in(reg) shifted_limit,
-            shifted_sum = out(reg) _,
-            slow = label { return Outcome::NoMemory },
-            refused = label { return Outcome::Refused },
-            options(nostack));
-    }
-    Outcome::Done
-}
-
-/// Adds to the current CPU's copy if `gate` is 0.
-///
-/// # Safety
-/// As [`LocalOps::change`](crate::this_cpu::LocalOps::change).
-#[inline(always)]
-pub(super) unsafe fn add_gated(at: usize, value: u64, gate: &AtomicU32) -> Outcome {
-    let rseq = rseq_offset();
-    if rseq == 0 {
-        return Outcome::NoMemory;
-    }
-    // SAFETY: as in `store`; the gate is a live word, read in one piece.
-    unsafe {
-        section!(["{slow}"], [
-                "cmp dword ptr [{gate}], 0",
-                "jne {refused}",
-                "add qword ptr [{at} + {t} + {stride}], {value}",
-            ],
-            rseq = in(reg) rseq, at = in(reg) at, value = in(reg) value, gate = in(reg) gate.as_ptr(),
-            slow = label { return Outcome::NoMemory },
-            refused = label { return Outcome::Refused },
-            options(nostack));
-    }
-    Outcome::Done
 }

@@ -1,0 +1,108 @@
+//! Operations of several words on a copy at an address, for homes without a way to do them on the current CPU as one
+//! step: by LOCKed steps, right on whichever CPU the caller is.
+//!
+//! A pair is exchanged by one such step. A buffer has no step that suffices: its word of used bytes has a bit that
+//! says *in work*, and whoever finds it set waits.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use portable_atomic::AtomicU128;
+
+use super::Pair;
+use super::buffer::DATA_OFFSET_BYTES;
+
+/// In a buffer's word of used bytes: somebody works on the buffer.
+const IN_WORK: u64 = 1 << 63;
+
+/// Replaces a pair if it is `old`; returns what it was.
+///
+/// # Safety
+/// `copy` points to a live pair, aligned to 16 bytes, that is only changed by such steps.
+pub(super) unsafe fn replace_pair(copy: *mut Pair, old: Pair, new: Pair) -> Pair {
+    let wide = |pair: Pair| -> u128 { zerocopy::transmute!(pair) };
+    // SAFETY: live and aligned (promise of the caller).
+    let copy = unsafe { AtomicU128::from_ptr(copy.cast()) };
+    let found = copy
+        .compare_exchange(wide(old), wide(new), Ordering::Relaxed, Ordering::Relaxed)
+        .unwrap_or_else(|found| found);
+    zerocopy::transmute!(found)
+}
+
+/// A buffer that is worked on by the caller alone.
+struct InWork<'a> {
+    used: &'a AtomicU64,
+    /// How many bytes are used; will be stored at the end.
+    bytes: u64,
+}
+
+impl<'a> InWork<'a> {
+    /// Waits until nobody works on the buffer.
+    ///
+    /// # Safety
+    /// `copy` points to a live buffer that is only worked on by the functions of this file.
+    unsafe fn begin(copy: *mut u64, relax: impl Fn()) -> Self {
+        // SAFETY: a buffer begins with its word (promise of the caller).
+        let used: &'a AtomicU64 = unsafe { AtomicU64::from_ptr(copy) };
+        loop {
+            let before = used.fetch_or(IN_WORK, Ordering::Acquire);
+            if before & IN_WORK == 0 {
+                return Self {
+                    used,
+                    bytes: before,
+                };
+            }
+            relax();
+        }
+    }
+}
+
+impl Drop for InWork<'_> {
+    fn drop(&mut self) {
+        self.used.store(self.bytes, Ordering::Release);
+    }
+}
+
+/// Appends to a buffer; false if it has no room for all.
+///
+/// # Safety
+/// `copy` points to a live buffer of `capacity_bytes` that is only worked on by the functions of this file; `source` to
+/// as many bytes.
+pub(super) unsafe fn append(
+    copy: *mut u64,
+    source: *const u8,
+    bytes: usize,
+    capacity_bytes: usize,
+    relax: impl Fn(),
+) -> bool {
+    // SAFETY: the promise of the caller.
+    let mut buffer = unsafe { InWork::begin(copy, relax) };
+    let used_bytes = buffer.bytes as usize;
+    let has_room = bytes <= capacity_bytes - used_bytes;
+    if has_room {
+        // SAFETY: the place lies within the buffer, and is the caller's while the buffer is in work.
+        unsafe {
+            let place = copy.cast::<u8>().add(DATA_OFFSET_BYTES).add(used_bytes);
+            place.copy_from_nonoverlapping(source, bytes);
+        }
+        buffer.bytes += bytes as u64;
+    }
+    has_room
+}
+
+/// Moves all that a buffer holds to `out`; returns how many bytes it is.
+///
+/// # Safety
+/// `copy` points to a live buffer that is only worked on by the functions of this file; `out` to as much room as the
+/// buffer has.
+pub(super) unsafe fn take(copy: *mut u64, out: *mut u8, relax: impl Fn()) -> usize {
+    // SAFETY: the promise of the caller.
+    let mut buffer = unsafe { InWork::begin(copy, relax) };
+    let used_bytes = buffer.bytes as usize;
+    // SAFETY: these bytes are the buffer's, and `out` has room for them (promise of the caller).
+    unsafe {
+        let data = copy.cast::<u8>().add(DATA_OFFSET_BYTES);
+        out.copy_from_nonoverlapping(data, used_bytes);
+    }
+    buffer.bytes = 0;
+    used_bytes
+}

@@ -1,0 +1,90 @@
+//! Operations with a condition that is tested within the section.
+
+use core::arch::asm;
+use core::sync::atomic::AtomicU32;
+
+use super::super::Outcome;
+use super::{HIGH_WATER, rseq_offset};
+use crate::global::STRIDE_BYTES;
+
+/// Adds to the current CPU's copy, a signed number, if that leaves it at `bound` or less from 0.
+///
+/// # Safety
+/// As [`LocalOps::change`](crate::this_cpu::LocalOps::change).
+#[inline(always)]
+pub(in super::super) unsafe fn add_within(at: usize, value: u64, bound: u64) -> Outcome {
+    let rseq = rseq_offset();
+    if rseq == 0 {
+        return Outcome::NoMemory;
+    }
+    // -bound <= sum <= bound, as one unsigned comparison.
+    let shifted_value = value.wrapping_add(bound);
+    let shifted_limit = bound.wrapping_mul(2);
+    // SAFETY: as in `store`.
+    unsafe {
+        section!(["{slow}"], [
+                "mov {shifted_sum}, qword ptr [{at} + {t} + {stride}]",
+                "add {shifted_sum}, {shifted_value}",
+                "cmp {shifted_sum}, {shifted_limit}",
+                "ja {refused}",
+                "add qword ptr [{at} + {t} + {stride}], {value}",
+            ],
+            rseq = in(reg) rseq, at = in(reg) at, value = in(reg) value,
+            shifted_value = in(reg) shifted_value, shifted_limit = in(reg) shifted_limit,
+            shifted_sum = out(reg) _,
+            slow = label { return Outcome::NoMemory },
+            refused = label { return Outcome::Refused },
+            options(nostack));
+    }
+    Outcome::Done
+}
+
+/// Adds to the current CPU's copy if `gate` is 0.
+///
+/// # Safety
+/// As [`LocalOps::change`](crate::this_cpu::LocalOps::change).
+#[inline(always)]
+pub(in super::super) unsafe fn add_gated(at: usize, value: u64, gate: &AtomicU32) -> Outcome {
+    let rseq = rseq_offset();
+    if rseq == 0 {
+        return Outcome::NoMemory;
+    }
+    // SAFETY: as in `store`; the gate is a live word, read in one piece.
+    unsafe {
+        section!(["{slow}"], [
+                "cmp dword ptr [{gate}], 0",
+                "jne {refused}",
+                "add qword ptr [{at} + {t} + {stride}], {value}",
+            ],
+            rseq = in(reg) rseq, at = in(reg) at, value = in(reg) value, gate = in(reg) gate.as_ptr(),
+            slow = label { return Outcome::NoMemory },
+            refused = label { return Outcome::Refused },
+            options(nostack));
+    }
+    Outcome::Done
+}
+
+/// Takes the lock in the current CPU's copy; `None` if the slow way must be taken, and then nothing has happened.
+///
+/// # Safety
+/// As `ProcessOps::acquire`.
+#[inline(always)]
+pub(in super::super) unsafe fn acquire(at: usize, owner: u64) -> Option<(*mut u64, u64)> {
+    let rseq = rseq_offset();
+    if rseq == 0 {
+        return None;
+    }
+    let mut is_open = 1_u32;
+    let (copy, found): (usize, u64);
+    commit!(rseq, at, is_open, [
+        "lea {copy}, [{at} + {t} + {stride}]",
+        "mov {found:e}, 1",
+        "cmp dword ptr [{copy} + 8], 0",
+        "jne 4f",
+        "mov {found}, qword ptr [{copy}]",
+        "test {found}, {found}",
+        "jnz 4f",
+        "mov qword ptr [{copy}], {owner}"
+    ], copy = out(reg) copy, found = out(reg) found, owner = in(reg) owner,);
+    (is_open != 0).then_some((core::ptr::with_exposed_provenance_mut(copy), found))
+}
