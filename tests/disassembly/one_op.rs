@@ -5,15 +5,27 @@
 
 use std::hint::black_box;
 
-use counters::{THERE_U8, THERE_U16, THERE_U32, THERE_U64};
-use pcpu::{CpuCell, LocalCell, PerCpuPtr, define_per_cpu, this_cpu};
+use counters::{THERE_PAIR, THERE_U8, THERE_U16, THERE_U32, THERE_U64};
+use pcpu::{
+    CpuBuffer, CpuCell, CpuPair, CpuStack, Link, LocalBuffer, LocalCell, LocalPair, LocalStack,
+    PerCpuPtr, define_per_cpu, this_cpu,
+};
 
 define_per_cpu! {
     static HERE_U8: CpuCell<u8> = CpuCell::new(0);
     static HERE_U16: CpuCell<u16> = CpuCell::new(0);
     static HERE_U32: CpuCell<u32> = CpuCell::new(0);
     static HERE_U64: CpuCell<u64> = CpuCell::new(0);
+    static PAIR: CpuPair<u64> = CpuPair::new(0, 0);
+    static STACK: CpuStack<&'static mut Node> = CpuStack::new();
+    static BUFFER: CpuBuffer<u64, 16> = CpuBuffer::new();
 }
+
+#[repr(C)]
+struct Node {
+    link: Link,
+}
+pcpu::stack_node!(Node { link });
 
 /// One function, kept although nobody calls it.
 macro_rules! keep {
@@ -73,7 +85,19 @@ macro_rules! on_dynamic {
     };
 }
 
+/// Operations on more than one word.
+fn on_words() {
+    keep!("pair.read", u64, "here", () -> bool, PAIR.read() == (1, 2));
+    keep!("pair.read", u64, "there", () -> bool, THERE_PAIR.read() == (1, 2));
+    keep!("pair.cmpxchg", u64, "here", (a: u64, b: u64) -> bool, PAIR.cmpxchg((a, b), (b, a)).is_ok());
+    keep!("pair.cmpxchg", u64, "there", (a: u64, b: u64) -> bool, THERE_PAIR.cmpxchg((a, b), (b, a)).is_ok());
+    keep!("stack.push", Node, "here", (node: &'static mut Node), STACK.push(node));
+    keep!("stack.pop", Node, "here", () -> bool, STACK.pop().is_some());
+    keep!("buffer.append", u64, "here", (item: u64) -> bool, BUFFER.append(item).is_ok());
+}
+
 fn main() {
+    on_words();
     on_static!(u8, "here", HERE_U8);
     on_static!(u16, "here", HERE_U16);
     on_static!(u32, "here", HERE_U32);

@@ -525,8 +525,8 @@ pub fn one_at_a_time() -> MutexGuard<'static, ()> {
     STORM.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many operations a full storm has by default: some ten seconds of them.
-const DEFAULT_OPERATIONS: u64 = 3_000_000_000;
+/// How many operations a full storm has by default: more than 10^8 for every operation of every width.
+const DEFAULT_OPERATIONS: u64 = 5_000_000_000;
 
 /// Every operation of every width, on static and on dynamic variables: one `part`th of a full storm.
 pub fn storm(crew: Crew, part: u64) {
