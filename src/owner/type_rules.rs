@@ -175,3 +175,55 @@
 //! owner.iter_mut().count();
 //! let moved = owner;
 //! ```
+//!
+//! # What goes from thread to thread by a CPU's copy may go
+//! ```compile_fail,E0277
+//! static LOCK: pcpu::CpuLock<std::cell::Cell<u8>> = pcpu::CpuLock::new(std::cell::Cell::new(0));
+//! pcpu::define_per_cpu! { static NAMES: pcpu::CpuLock<Option<std::rc::Rc<u8>>> = pcpu::CpuLock::new(None); }
+//! ```
+//! ```
+//! static LOCK: pcpu::CpuLock<std::cell::Cell<u8>> = pcpu::CpuLock::new(std::cell::Cell::new(0));
+//! pcpu::define_per_cpu! { static NAMES: pcpu::CpuLock<Option<std::sync::Arc<u8>>> = pcpu::CpuLock::new(None); }
+//! ```
+//! ```compile_fail,E0277
+//! struct Work { link: pcpu::Link, of_thread: std::rc::Rc<u8> }
+//! pcpu::stack_node!(Work { link });
+//! pcpu::define_per_cpu! { static QUEUE: pcpu::CpuStack<Box<Work>> = pcpu::CpuStack::new(); }
+//! ```
+//! ```
+//! struct Work { link: pcpu::Link, of_thread: std::sync::Arc<u8> }
+//! pcpu::stack_node!(Work { link });
+//! pcpu::define_per_cpu! { static QUEUE: pcpu::CpuStack<Box<Work>> = pcpu::CpuStack::new(); }
+//! ```
+//! ```compile_fail,E0277
+//! pcpu::define_per_cpu! { static ITEMS: pcpu::CpuBuffer<*const u8, 4> = pcpu::CpuBuffer::new(); }
+//! ```
+//! ```
+//! pcpu::define_per_cpu! { static ITEMS: pcpu::CpuBuffer<usize, 4> = pcpu::CpuBuffer::new(); }
+//! ```
+//! A node is given to a stack, and no pointer to it is kept.
+//! ```compile_fail,E0382
+//! use pcpu::LocalStack;
+//! struct Work { link: pcpu::Link }
+//! pcpu::stack_node!(Work { link });
+//! let stack = pcpu::PerCpu::<pcpu::CpuStack<Box<Work>>>::new().unwrap();
+//! let work = Box::new(Work { link: pcpu::Link::new() });
+//! stack.push(work);
+//! stack.push(work);
+//! ```
+//! ```compile_fail,E0277
+//! struct Work { link: pcpu::Link }
+//! pcpu::stack_node!(Work { link });
+//! let stack = pcpu::PerCpu::<pcpu::CpuStack<std::sync::Arc<Work>>>::new().unwrap();
+//! ```
+//! What a lock lends does not leave the closure.
+//! ```compile_fail
+//! use pcpu::LocalLock;
+//! let lock = pcpu::PerCpu::<pcpu::CpuLock<u8>>::new().unwrap();
+//! let value: &mut u8 = lock.with(|value| value);
+//! ```
+//! ```
+//! use pcpu::LocalLock;
+//! let lock = pcpu::PerCpu::<pcpu::CpuLock<u8>>::new().unwrap();
+//! let value: u8 = lock.with(|value| *value);
+//! ```

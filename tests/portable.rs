@@ -1,0 +1,139 @@
+//! Operations on more than one word where there is nothing but LOCKed steps: on a simulated machine, whose CPUs threads
+//! change as they like.
+
+use std::cell::Cell;
+use std::mem::MaybeUninit;
+use std::sync::OnceLock;
+use std::thread;
+
+use pcpu::backing::sim::{Machine, Sim, SimAllocator};
+use pcpu::this_cpu::portable::Portable;
+use pcpu::unit::CpuId;
+use pcpu::{
+    CpuBuffer, CpuPair, CpuStack, Domain, Link, LocalBuffer, LocalPair, LocalStack, PerCpu,
+};
+
+const CPUS: u32 = 3;
+const THREADS: u32 = 4;
+const STEPS: u32 = 50_000;
+
+thread_local! {
+    static CURRENT_CPU: Cell<u32> = const { Cell::new(0) };
+    static RANDOM: Cell<u64> = const { Cell::new(1) };
+}
+
+enum Simulated {}
+
+// SAFETY: the instance is made once, and is no other domain's.
+unsafe impl Domain for Simulated {
+    type Backing = Sim;
+    type Lock = parking_lot::RawMutex;
+    type Ops = Portable<Self>;
+
+    fn allocator() -> &'static SimAllocator {
+        static INSTANCE: OnceLock<SimAllocator> = OnceLock::new();
+        INSTANCE.get_or_init(|| Machine::new(CPUS).build().expect("a small machine"))
+    }
+
+    /// Another CPU now and then, so that also the steps of one operation come to different ones.
+    fn current_cpu() -> CpuId {
+        let random = RANDOM.get().wrapping_mul(6_364_136_223_846_793_005) + 1;
+        RANDOM.set(random);
+        if (random >> 60) == 0 {
+            CURRENT_CPU.set((random >> 32) as u32 % CPUS);
+        }
+        CpuId::new(CURRENT_CPU.get())
+    }
+}
+
+fn on_threads<R: Send>(work: impl Fn(u32) -> R + Sync) -> Vec<R> {
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| scope.spawn(move || work(thread)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("it passes"))
+            .collect()
+    })
+}
+
+#[test]
+fn pairs() {
+    let pair = PerCpu::<CpuPair<u64, i64>, Simulated>::new().expect("there is memory");
+    on_threads(|_| {
+        for _ in 0..STEPS {
+            let (up, down) = pair.read();
+            assert_eq!(up as i64, -down);
+            pair.update(|(up, down)| (up + 1, down - 1));
+        }
+    });
+    let sums = pair
+        .iter()
+        .map(|(_, copy)| copy.read_remote())
+        .fold((0, 0), |sums, (up, down)| (sums.0 + up, sums.1 + down));
+    let steps = u64::from(THREADS * STEPS);
+    assert_eq!(sums, (steps, -(steps as i64)));
+}
+
+struct Token {
+    number: u32,
+    link: Link,
+}
+
+pcpu::stack_node!(Token { link });
+
+#[test]
+fn stacks() {
+    const TOKENS: u32 = 10;
+    let mut stack = PerCpu::<CpuStack<Box<Token>>, Simulated>::new().expect("there is memory");
+    for number in 0..TOKENS {
+        let link = Link::new();
+        stack.push(Box::new(Token { number, link }));
+    }
+    on_threads(|_| {
+        for step in 0..STEPS {
+            let held = [stack.pop(), stack.pop()];
+            held.into_iter()
+                .flatten()
+                .for_each(|token| stack.push(token));
+            if step % 100 == 0 {
+                stack.pop_all().for_each(|token| stack.push(token));
+            }
+        }
+    });
+    let tokens = stack.iter_mut().flat_map(|(_, copy)| copy.take_all());
+    let mut numbers: Vec<_> = tokens.map(|token| token.number).collect();
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq(0..TOKENS));
+}
+
+#[test]
+fn buffers() {
+    const ROOM: usize = 7;
+    let mut buffer = PerCpu::<CpuBuffer<[u8; 3], ROOM>, Simulated>::new().expect("there is memory");
+    let sum = |items: &[[u8; 3]]| -> u64 {
+        let value = |[a, b, c]: [u8; 3]| {
+            assert_eq!(c, a ^ b, "torn");
+            u64::from(a)
+        };
+        items.iter().copied().map(value).sum()
+    };
+    let sums = on_threads(|thread| {
+        let (mut appended, mut taken) = (0, 0);
+        for step in 0..STEPS {
+            let (a, b) = (step as u8, thread as u8);
+            match buffer.append([a, b, a ^ b]) {
+                Ok(()) => appended += u64::from(a),
+                Err(_) => taken += sum(buffer.take(&mut [MaybeUninit::uninit(); ROOM])),
+            }
+        }
+        (appended, taken)
+    });
+    let left: u64 = buffer.iter_mut().map(|(_, copy)| sum(copy.items())).sum();
+    let appended: u64 = sums.iter().map(|sums| sums.0).sum();
+    let taken: u64 = sums.iter().map(|sums| sums.1).sum();
+    assert!(taken > 0);
+    assert_eq!(appended, taken + left);
+}
