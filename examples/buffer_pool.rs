@@ -121,7 +121,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let taken = 2 * WORKERS * REQUESTS;
     let nanos = start.elapsed().as_nanos() as u64 / taken;
     println!(
-        "{taken} buffers of {BUFFER_BYTES} bytes were taken and given back, {nanos} ns of a thread each"
+        "{taken} buffers of {BUFFER_BYTES} bytes were taken and given back, one every {nanos} ns"
     );
 
     let mut free = pool.free;
