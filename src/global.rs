@@ -241,7 +241,7 @@ impl Process {
         detect: impl FnOnce() -> Method,
     ) -> Result<Self, Box<dyn Error>> {
         let template = static_var::template();
-        let page_bytes = rustix::param::page_size();
+        let page_bytes = crate::backing::page_bytes();
         let spec = FirstChunkSpec {
             static_bytes: template.len(),
             reserved_bytes: RESERVED_BYTES,
