@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 
 use error::CliError;
 
+mod bench;
 mod count;
 mod demo;
 mod error;
@@ -23,7 +24,7 @@ mod replay;
 mod script;
 mod trace;
 
-/// The dynamic per-CPU allocator: a demonstration, and tools for layouts and allocation traces
+/// The dynamic per-CPU allocator: a demonstration, tools for layouts and allocation traces, benchmarks
 #[derive(Parser, Debug)]
 #[command(name = "pcpu", version)]
 struct Program {
@@ -37,6 +38,7 @@ enum Command {
     Layout(layout::LayoutArgs),
     Replay(replay::ReplayArgs),
     Map(map::MapArgs),
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Some(Command::Layout(args)) => layout::run(&args),
         Some(Command::Replay(args)) => replay::run(&args),
         Some(Command::Map(args)) => map::run(&args),
+        Some(Command::Bench(args)) => bench::run(&args),
     })
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+mod bench;
 mod demo;
 mod layout;
 mod map;
@@ -72,7 +73,7 @@ fn file(name: &str, bytes: impl AsRef<[u8]>) -> String {
 fn help_and_version_are_no_errors() {
     assert!(run("--version").ok().starts_with("pcpu "));
     let help = run("--help").ok();
-    for command in ["demo", "layout", "replay", "map"] {
+    for command in ["demo", "layout", "replay", "map", "bench"] {
         assert!(help.contains(command), "{help}");
     }
 }
