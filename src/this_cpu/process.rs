@@ -12,6 +12,7 @@ use super::{
     push_by_replacing,
 };
 use crate::unit::CpuId;
+use rseq::Way;
 
 mod fence;
 #[cfg(target_arch = "x86_64")]
@@ -25,6 +26,20 @@ mod rseq {
     use super::super::{Change, Pair, Word};
     use super::Outcome;
 
+    /// There is no such way.
+    #[derive(Clone, Copy)]
+    pub(super) struct Way;
+
+    impl Way {
+        pub(super) fn known() -> Self {
+            Self
+        }
+
+        pub(super) fn now() -> Self {
+            Self
+        }
+    }
+
     pub(super) fn detect() -> bool {
         false
     }
@@ -35,31 +50,36 @@ mod rseq {
         None
     }
 
-    pub(super) unsafe fn change<W: Word>(_at: usize, _change: Change<W>) -> bool {
+    pub(super) unsafe fn change<W: Word>(_way: Way, _at: usize, _change: Change<W>) -> bool {
         false
     }
 
-    pub(super) unsafe fn fetch<W: Word>(_at: usize, _change: Change<W>) -> Option<W> {
+    pub(super) unsafe fn fetch<W: Word>(_way: Way, _at: usize, _change: Change<W>) -> Option<W> {
         None
     }
 
-    pub(super) unsafe fn read<W: Word>(_at: usize) -> Option<W> {
+    pub(super) unsafe fn read<W: Word>(_way: Way, _at: usize) -> Option<W> {
         None
     }
 
-    pub(super) unsafe fn replace_pair(_at: usize, _old: Pair, _new: Pair) -> Option<Pair> {
+    pub(super) unsafe fn replace_pair(
+        _way: Way,
+        _at: usize,
+        _old: Pair,
+        _new: Pair,
+    ) -> Option<Pair> {
         None
     }
 
-    pub(super) unsafe fn read_pair(_at: usize) -> Option<Pair> {
+    pub(super) unsafe fn read_pair(_way: Way, _at: usize) -> Option<Pair> {
         None
     }
 
-    pub(super) unsafe fn push(_at: usize, _link: *mut usize) -> bool {
+    pub(super) unsafe fn push(_way: Way, _at: usize, _link: *mut usize) -> bool {
         false
     }
 
-    pub(super) unsafe fn pop(_at: usize) -> Option<*mut usize> {
+    pub(super) unsafe fn pop(_way: Way, _at: usize) -> Option<*mut usize> {
         None
     }
 
@@ -72,19 +92,24 @@ mod rseq {
         Outcome::NoMemory
     }
 
-    pub(super) unsafe fn take(_at: usize, _out: *mut u8) -> Option<usize> {
+    pub(super) unsafe fn take(_way: Way, _at: usize, _out: *mut u8) -> Option<usize> {
         None
     }
 
-    pub(super) unsafe fn acquire(_at: usize, _owner: u64) -> Option<(*mut u64, u64)> {
+    pub(super) unsafe fn acquire(_way: Way, _at: usize, _owner: u64) -> Option<(*mut u64, u64)> {
         None
     }
 
-    pub(super) unsafe fn add_within(_at: usize, _value: u64, _bound: u64) -> Outcome {
+    pub(super) unsafe fn add_within(_way: Way, _at: usize, _value: u64, _bound: u64) -> Outcome {
         Outcome::NoMemory
     }
 
-    pub(super) unsafe fn add_gated(_at: usize, _value: u64, _gate: &AtomicU32) -> Outcome {
+    pub(super) unsafe fn add_gated(
+        _way: Way,
+        _at: usize,
+        _value: u64,
+        _gate: &AtomicU32,
+    ) -> Outcome {
         Outcome::NoMemory
     }
 }
@@ -191,7 +216,7 @@ impl ProcessOps {
     unsafe fn add_gated_slowly(at: usize, value: u64, gate: &AtomicU32) -> bool {
         while Self::open_fast_way() {
             // SAFETY: the promise of the caller.
-            match unsafe { rseq::add_gated(at, value, gate) } {
+            match unsafe { rseq::add_gated(Way::now(), at, value, gate) } {
                 Outcome::Done => return true,
                 Outcome::Refused => return false,
                 Outcome::NoMemory => {}
@@ -209,7 +234,7 @@ impl ProcessOps {
         // SAFETY: the promise of the caller; the word is live on every unit.
         Self::slowly(
             at,
-            || unsafe { rseq::fetch(at, change) },
+            || unsafe { rseq::fetch(Way::now(), at, change) },
             |copy| unsafe { W::locked(copy.cast(), change) },
         )
     }
@@ -220,7 +245,7 @@ impl ProcessOps {
         // SAFETY: the promise of the caller; the word is live on every unit.
         Self::slowly(
             at,
-            || unsafe { rseq::read(at) },
+            || unsafe { rseq::read(Way::now(), at) },
             |copy| unsafe { W::load(copy.cast()) },
         )
     }
@@ -247,7 +272,7 @@ impl ProcessOps {
         // SAFETY: the promise of the caller; the pair is live on every unit. Zeroes are replaced by zeroes.
         Self::slowly(
             at,
-            || unsafe { rseq::read_pair(at) },
+            || unsafe { rseq::read_pair(Way::now(), at) },
             |copy| unsafe { locked::replace_pair(copy.cast(), [0; 2], [0; 2]) },
         )
     }
@@ -258,7 +283,7 @@ impl ProcessOps {
         // SAFETY: the promise of the caller; the pair is live on every unit.
         Self::slowly(
             at,
-            || unsafe { rseq::replace_pair(at, old, new) },
+            || unsafe { rseq::replace_pair(Way::now(), at, old, new) },
             |copy| unsafe { locked::replace_pair(copy.cast(), old, new) },
         )
     }
@@ -272,7 +297,7 @@ impl ProcessOps {
         capacity_bytes: usize,
     ) -> bool {
         // SAFETY: the promise of the caller.
-        let fast = || match unsafe { rseq::append(at, source, bytes, capacity_bytes) } {
+        let fast = || match unsafe { rseq::append(Way::now(), at, source, bytes, capacity_bytes) } {
             Outcome::Done => Some(true),
             Outcome::Refused => Some(false),
             Outcome::NoMemory => None,
@@ -295,7 +320,7 @@ impl ProcessOps {
         // SAFETY: the promise of the caller; the buffer is live on every unit.
         Self::slowly(
             at,
-            || unsafe { rseq::take(at, out) },
+            || unsafe { rseq::take(Way::now(), at, out) },
             |copy| unsafe { locked::take(copy.cast(), out, std::thread::yield_now) },
         )
     }
@@ -309,7 +334,10 @@ impl ProcessOps {
     #[inline]
     pub(crate) unsafe fn acquire(at: usize, owner: u64) -> (*mut u64, u64) {
         // SAFETY: the promise of the caller.
-        unsafe { rseq::acquire(at, owner).unwrap_or_else(|| Self::acquire_slowly(at, owner)) }
+        unsafe {
+            rseq::acquire(Way::known(), at, owner)
+                .unwrap_or_else(|| Self::acquire_slowly(at, owner))
+        }
     }
 
     #[cold]
@@ -319,7 +347,7 @@ impl ProcessOps {
         // steps only, so that its gate says nothing.
         Self::slowly(
             at,
-            || unsafe { rseq::acquire(at, owner) },
+            || unsafe { rseq::acquire(Way::now(), at, owner) },
             |copy| unsafe {
                 let copy = copy.cast();
                 let taken = AtomicU64::from_ptr(copy).compare_exchange(
@@ -356,14 +384,14 @@ unsafe impl LocalOps for ProcessOps {
     #[inline(always)]
     unsafe fn read<W: Word>(at: usize) -> W {
         // SAFETY: the promise of the caller.
-        unsafe { rseq::read(at).unwrap_or_else(|| Self::read_slowly(at)) }
+        unsafe { rseq::read(Way::known(), at).unwrap_or_else(|| Self::read_slowly(at)) }
     }
 
     #[inline(always)]
     unsafe fn change<W: Word>(at: usize, change: Change<W>) {
         // SAFETY: the promise of the caller.
         unsafe {
-            if !rseq::change(at, change) {
+            if !rseq::change(Way::known(), at, change) {
                 let (operation, first, second) = Operation::parts(change);
                 Self::fetch_slowly(at, operation, first, second);
             }
@@ -374,7 +402,7 @@ unsafe impl LocalOps for ProcessOps {
     unsafe fn fetch<W: Word>(at: usize, change: Change<W>) -> W {
         // SAFETY: the promise of the caller.
         unsafe {
-            rseq::fetch(at, change).unwrap_or_else(|| {
+            rseq::fetch(Way::known(), at, change).unwrap_or_else(|| {
                 let (operation, first, second) = Operation::parts(change);
                 Self::fetch_slowly(at, operation, first, second)
             })
@@ -384,14 +412,14 @@ unsafe impl LocalOps for ProcessOps {
     #[inline(always)]
     unsafe fn read_pair(at: usize) -> Pair {
         // SAFETY: the promise of the caller.
-        unsafe { rseq::read_pair(at).unwrap_or_else(|| Self::read_pair_slowly(at)) }
+        unsafe { rseq::read_pair(Way::known(), at).unwrap_or_else(|| Self::read_pair_slowly(at)) }
     }
 
     #[inline(always)]
     unsafe fn replace_pair(at: usize, old: Pair, new: Pair) -> Pair {
         // SAFETY: the promise of the caller.
         unsafe {
-            rseq::replace_pair(at, old, new)
+            rseq::replace_pair(Way::known(), at, old, new)
                 .unwrap_or_else(|| Self::replace_pair_slowly(at, old, new))
         }
     }
@@ -400,7 +428,7 @@ unsafe impl LocalOps for ProcessOps {
     unsafe fn push(at: usize, link: *mut usize) {
         // SAFETY: the promise of the caller.
         unsafe {
-            if !rseq::push(at, link) {
+            if !rseq::push(Way::known(), at, link) {
                 Self::push_slowly(at, link);
             }
         }
@@ -409,14 +437,14 @@ unsafe impl LocalOps for ProcessOps {
     #[inline(always)]
     unsafe fn pop(at: usize) -> *mut usize {
         // SAFETY: the promise of the caller.
-        unsafe { rseq::pop(at).unwrap_or_else(|| Self::pop_slowly(at)) }
+        unsafe { rseq::pop(Way::known(), at).unwrap_or_else(|| Self::pop_slowly(at)) }
     }
 
     #[inline(always)]
     unsafe fn append(at: usize, source: *const u8, bytes: usize, capacity_bytes: usize) -> bool {
         // SAFETY: the promise of the caller.
         unsafe {
-            match rseq::append(at, source, bytes, capacity_bytes) {
+            match rseq::append(Way::known(), at, source, bytes, capacity_bytes) {
                 Outcome::Done => true,
                 Outcome::Refused => false,
                 Outcome::NoMemory => Self::append_slowly(at, source, bytes, capacity_bytes),
@@ -427,14 +455,14 @@ unsafe impl LocalOps for ProcessOps {
     #[inline(always)]
     unsafe fn take(at: usize, out: *mut u8) -> usize {
         // SAFETY: the promise of the caller.
-        unsafe { rseq::take(at, out).unwrap_or_else(|| Self::take_slowly(at, out)) }
+        unsafe { rseq::take(Way::known(), at, out).unwrap_or_else(|| Self::take_slowly(at, out)) }
     }
 
     #[inline(always)]
     unsafe fn add_within(at: usize, value: u64, bound: u64) -> bool {
         // SAFETY: the promise of the caller.
         unsafe {
-            match rseq::add_within(at, value, bound) {
+            match rseq::add_within(Way::known(), at, value, bound) {
                 Outcome::Done => true,
                 Outcome::Refused => false,
                 Outcome::NoMemory => add_within_by_replacing::<Self>(at, value, bound),
@@ -450,7 +478,7 @@ unsafe impl LocalOps for ProcessOps {
     unsafe fn add_gated(at: usize, value: u64, gate: &AtomicU32) -> bool {
         // SAFETY: the promise of the caller.
         unsafe {
-            match rseq::add_gated(at, value, gate) {
+            match rseq::add_gated(Way::known(), at, value, gate) {
                 Outcome::Done => true,
                 Outcome::Refused => false,
                 Outcome::NoMemory => Self::add_gated_slowly(at, value, gate),

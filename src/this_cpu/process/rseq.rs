@@ -9,7 +9,7 @@
 //! 2: lea   t, [descriptor]
 //!    mov   fs:[rseq + rseq_cs], t        announces the section
 //! 3: mov   t, fs:[rseq + cpu_id]
-//!    cmp   t, [HIGH_WATER]               also stops the ids -1 and -2 of threads that are not registered
+//!    cmp   t, high water                 also stops the ids -1 and -2 of threads that are not registered
 //!    jae   slow
 //!    imul  t, t, STRIDE
 //!    add   [at + t + STRIDE], value      the commit; unit 0 lies a stride above the neutral window
@@ -70,7 +70,7 @@ pub(super) fn raise_high_water(cpu: u32) {
 
 /// The CPU that the calling thread runs on, or `None` if the thread is not registered.
 pub(super) fn current_cpu() -> Option<u32> {
-    let rseq = rseq_offset();
+    let rseq = RSEQ_OFFSET.load(Ordering::Relaxed);
     if rseq == 0 {
         return None;
     }
@@ -83,17 +83,45 @@ pub(super) fn current_cpu() -> Option<u32> {
     ((cpu as i32) >= 0).then_some(cpu)
 }
 
-/// Where a thread's rseq area lies, as a value that stays in a register over a loop.
-#[inline(always)]
-fn rseq_offset() -> isize {
-    let offset;
-    // SAFETY: reads a static of ours. It changes once, from 0, before any handle exists that an operation could use; the
-    // compiler may keep an earlier answer, and 0 takes the slow way. PC relative: no entry of the GOT is read.
-    unsafe {
-        asm!("mov {offset}, qword ptr [rip + {symbol}]", offset = out(reg) offset, symbol = sym RSEQ_OFFSET,
-            options(pure, nomem, nostack, preserves_flags));
+/// What a section must know beforehand.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    /// Where the thread's rseq area lies, from its thread pointer on; 0: the slow way must be taken.
+    rseq: isize,
+    /// CPUs below have memory. An earlier number than the present one takes the slow way more often than need be.
+    high_water: u32,
+}
+
+impl Way {
+    /// The way as it was when the caller, or the loop that it is in, began: both numbers stay in registers over a loop.
+    #[inline(always)]
+    pub(super) fn known() -> Self {
+        let (rseq, high_water);
+        // SAFETY: reads statics of ours, PC relative: no entry of the GOT is read. The offset changes once, from 0, before any
+        // handle exists that an operation could use, and the high water only rises; so the compiler may keep an earlier
+        // answer.
+        unsafe {
+            asm!("mov {rseq}, qword ptr [rip + {symbol}]", rseq = out(reg) rseq, symbol = sym RSEQ_OFFSET,
+                options(pure, nomem, nostack, preserves_flags));
+            asm!("mov {high:e}, dword ptr [rip + {symbol}]", high = out(reg) high_water, symbol = sym HIGH_WATER,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        Self { rseq, high_water }
     }
-    offset
+
+    /// The way as it is now.
+    pub(super) fn now() -> Self {
+        Self {
+            rseq: RSEQ_OFFSET.load(Ordering::Relaxed),
+            high_water: HIGH_WATER.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Where the thread's rseq area lies and how many CPUs have memory; `None` if the slow way must be taken.
+    #[inline(always)]
+    fn parts(self) -> Option<(isize, u32)> {
+        (self.rseq != 0).then_some((self.rseq, self.high_water))
+    }
 }
 
 /// A critical section: `$body` up to its last instruction, which commits; `$slow` is where it goes if the CPU is none
@@ -113,7 +141,7 @@ macro_rules! section {
             "mov qword ptr fs:[{rseq} + 8], {t}",
             "3:",
             "mov {t:e}, dword ptr fs:[{rseq} + 4]",
-            "cmp {t:e}, dword ptr [rip + {high}]",
+            "cmp {t:e}, {high:e}",
             concat!("jae ", $slow),
             "imul {t}, {t}, {stride}",
             $($body,)+
@@ -127,7 +155,6 @@ macro_rules! section {
             $($way_out,)*
             ".popsection",
             t = out(reg) _,
-            high = sym HIGH_WATER,
             stride = const STRIDE_BYTES,
             $($operands)*
         )
@@ -136,13 +163,13 @@ macro_rules! section {
 
 /// A section that ends with one instruction between the copy and `value`.
 macro_rules! store {
-    ($class:ident, $size:literal, $modifier:literal, $operation:literal, $rseq:ident, $at:ident, $value:ident) => {
+    ($class:ident, $size:literal, $modifier:literal, $operation:literal, $rseq:ident, $high:ident, $at:ident, $value:ident) => {
         // SAFETY: `at` is a word's neutral address (promise of the caller), so the CPU's copy lies where the section
         // computes it, and has memory: its CPU is below the high water.
         unsafe {
             section!(["{slow}"],
                 [concat!($operation, " ", $size, " ptr [{at} + {t} + {stride}], {value", $modifier, "}")],
-                rseq = in(reg) $rseq, at = in(reg) $at, value = in($class) $value,
+                rseq = in(reg) $rseq, high = in(reg) $high, at = in(reg) $at, value = in($class) $value,
                 slow = label { return false }, options(nostack))
         }
     };
@@ -150,11 +177,11 @@ macro_rules! store {
 
 /// A section with results: `is_open` becomes 0 where the CPU has no memory.
 macro_rules! commit {
-    ($rseq:ident, $at:ident, $is_open:ident, [$($body:expr),+], $($operands:tt)*) => {
+    ($rseq:ident, $high:ident, $at:ident, $is_open:ident, [$($body:expr),+], $($operands:tt)*) => {
         // SAFETY: as in `store`.
         unsafe {
             section!(["6f", "6:", "xor {is_open:e}, {is_open:e}", "jmp 4b"], [$($body),+],
-                rseq = in(reg) $rseq, at = in(reg) $at, is_open = inout(reg) $is_open,
+                rseq = in(reg) $rseq, high = in(reg) $high, at = in(reg) $at, is_open = inout(reg) $is_open,
                 $($operands)* options(nostack))
         }
     };
@@ -162,9 +189,9 @@ macro_rules! commit {
 
 /// A section that stores the copy combined with `value` and results in what it was.
 macro_rules! combine {
-    ($class:ident, $size:literal, $modifier:literal, $operation:literal, $rseq:ident, $at:ident, $is_open:ident,
+    ($class:ident, $size:literal, $modifier:literal, $operation:literal, $rseq:ident, $high:ident, $at:ident, $is_open:ident,
         $value:ident, $before:ident) => {
-        commit!($rseq, $at, $is_open, [
+        commit!($rseq, $high, $at, $is_open, [
             concat!("mov {before", $modifier, "}, ", $size, " ptr [{at} + {t} + {stride}]"),
             concat!("mov {after", $modifier, "}, {before", $modifier, "}"),
             concat!($operation, " {after", $modifier, "}, {value", $modifier, "}"),
@@ -186,19 +213,18 @@ macro_rules! width {
         /// # Safety
         /// As `LocalOps::change`.
         #[inline(always)]
-        unsafe fn $change(at: usize, change: Change<$word>) -> bool {
-            let rseq = rseq_offset();
-            if rseq == 0 {
+        unsafe fn $change(way: Way, at: usize, change: Change<$word>) -> bool {
+            let Some((rseq, high)) = way.parts() else {
                 return false;
-            }
+            };
             match change {
-                Change::Set(value) => store!($class, $size, $modifier, "mov", rseq, at, value),
-                Change::Add(value) => store!($class, $size, $modifier, "add", rseq, at, value),
-                Change::And(value) => store!($class, $size, $modifier, "and", rseq, at, value),
-                Change::Or(value) => store!($class, $size, $modifier, "or", rseq, at, value),
-                Change::Xor(value) => store!($class, $size, $modifier, "xor", rseq, at, value),
+                Change::Set(value) => store!($class, $size, $modifier, "mov", rseq, high, at, value),
+                Change::Add(value) => store!($class, $size, $modifier, "add", rseq, high, at, value),
+                Change::And(value) => store!($class, $size, $modifier, "and", rseq, high, at, value),
+                Change::Or(value) => store!($class, $size, $modifier, "or", rseq, high, at, value),
+                Change::Xor(value) => store!($class, $size, $modifier, "xor", rseq, high, at, value),
                 // SAFETY: the promise of the caller.
-                Change::Replace(..) => return unsafe { $fetch(at, change) }.is_some(),
+                Change::Replace(..) => return unsafe { $fetch(way, at, change) }.is_some(),
             }
             true
         }
@@ -206,31 +232,28 @@ macro_rules! width {
         /// # Safety
         /// As `LocalOps::fetch`.
         #[inline(always)]
-        unsafe fn $fetch(at: usize, change: Change<$word>) -> Option<$word> {
-            let rseq = rseq_offset();
-            if rseq == 0 {
-                return None;
-            }
+        unsafe fn $fetch(way: Way, at: usize, change: Change<$word>) -> Option<$word> {
+            let (rseq, high) = way.parts()?;
             let mut is_open = 1_u32;
             let before: $word;
             match change {
-                Change::Set(value) => commit!(rseq, at, is_open, [
+                Change::Set(value) => commit!(rseq, high, at, is_open, [
                     concat!("mov {before", $modifier, "}, ", $size, " ptr [{at} + {t} + {stride}]"),
                     concat!("mov ", $size, " ptr [{at} + {t} + {stride}], {value", $modifier, "}")
                 ], before = out($class) before, value = in($class) value,),
-                Change::Add(value) => commit!(rseq, at, is_open, [
+                Change::Add(value) => commit!(rseq, high, at, is_open, [
                     concat!("xadd ", $size, " ptr [{at} + {t} + {stride}], {before", $modifier, "}")
                 ], before = inout($class) value => before,),
                 Change::And(value) => {
-                    combine!($class, $size, $modifier, "and", rseq, at, is_open, value, before)
+                    combine!($class, $size, $modifier, "and", rseq, high, at, is_open, value, before)
                 }
                 Change::Or(value) => {
-                    combine!($class, $size, $modifier, "or", rseq, at, is_open, value, before)
+                    combine!($class, $size, $modifier, "or", rseq, high, at, is_open, value, before)
                 }
                 Change::Xor(value) => {
-                    combine!($class, $size, $modifier, "xor", rseq, at, is_open, value, before)
+                    combine!($class, $size, $modifier, "xor", rseq, high, at, is_open, value, before)
                 }
-                Change::Replace(old, new) => commit!(rseq, at, is_open, [
+                Change::Replace(old, new) => commit!(rseq, high, at, is_open, [
                     concat!("mov {before", $modifier, "}, ", $size, " ptr [{at} + {t} + {stride}]"),
                     concat!("cmp {before", $modifier, "}, {old", $modifier, "}"),
                     "jne 4f",
@@ -243,11 +266,8 @@ macro_rules! width {
         /// # Safety
         /// As `LocalOps::read`.
         #[inline(always)]
-        unsafe fn $read(at: usize) -> Option<$word> {
-            let rseq = rseq_offset();
-            if rseq == 0 {
-                return None;
-            }
+        unsafe fn $read(way: Way, at: usize) -> Option<$word> {
+            let (rseq, high) = way.parts()?;
             let mut is_open = 1_u32;
             let value: $word;
             // SAFETY: as in `store`. There is nothing to commit: a value of the CPU that the thread was on is all that can
@@ -255,7 +275,7 @@ macro_rules! width {
             unsafe {
                 asm!(
                     "mov {t:e}, dword ptr fs:[{rseq} + 4]",
-                    "cmp {t:e}, dword ptr [rip + {high}]",
+                    "cmp {t:e}, {high:e}",
                     "jae 6f",
                     "imul {t}, {t}, {stride}",
                     concat!("mov {value", $modifier, "}, ", $size, " ptr [{at} + {t} + {stride}]"),
@@ -266,7 +286,7 @@ macro_rules! width {
                     "jmp 4b",
                     ".popsection",
                     t = out(reg) _,
-                    high = sym HIGH_WATER,
+                    high = in(reg) high,
                     stride = const STRIDE_BYTES,
                     rseq = in(reg) rseq,
                     at = in(reg) at,
@@ -290,14 +310,14 @@ width!(u64, reg, "qword", ":r", change_64, fetch_64, read_64);
 /// # Safety
 /// As [`LocalOps::change`](crate::this_cpu::LocalOps::change).
 #[inline(always)]
-pub(super) unsafe fn change<W: Word>(at: usize, change: Change<W>) -> bool {
+pub(super) unsafe fn change<W: Word>(way: Way, at: usize, change: Change<W>) -> bool {
     // SAFETY: the promise of the caller; the width is the word's.
     unsafe {
         match size_of::<W>() {
-            1 => change_8(at, change.map(|word| word.widen() as u8)),
-            2 => change_16(at, change.map(|word| word.widen() as u16)),
-            4 => change_32(at, change.map(|word| word.widen() as u32)),
-            _ => change_64(at, change.map(|word| word.widen())),
+            1 => change_8(way, at, change.map(|word| word.widen() as u8)),
+            2 => change_16(way, at, change.map(|word| word.widen() as u16)),
+            4 => change_32(way, at, change.map(|word| word.widen() as u32)),
+            _ => change_64(way, at, change.map(|word| word.widen())),
         }
     }
 }
@@ -308,14 +328,14 @@ pub(super) unsafe fn change<W: Word>(at: usize, change: Change<W>) -> bool {
 /// # Safety
 /// As [`LocalOps::fetch`](crate::this_cpu::LocalOps::fetch).
 #[inline(always)]
-pub(super) unsafe fn fetch<W: Word>(at: usize, change: Change<W>) -> Option<W> {
+pub(super) unsafe fn fetch<W: Word>(way: Way, at: usize, change: Change<W>) -> Option<W> {
     // SAFETY: the promise of the caller; the width is the word's.
     let before = unsafe {
         match size_of::<W>() {
-            1 => u64::from(fetch_8(at, change.map(|word| word.widen() as u8))?),
-            2 => u64::from(fetch_16(at, change.map(|word| word.widen() as u16))?),
-            4 => u64::from(fetch_32(at, change.map(|word| word.widen() as u32))?),
-            _ => fetch_64(at, change.map(|word| word.widen()))?,
+            1 => u64::from(fetch_8(way, at, change.map(|word| word.widen() as u8))?),
+            2 => u64::from(fetch_16(way, at, change.map(|word| word.widen() as u16))?),
+            4 => u64::from(fetch_32(way, at, change.map(|word| word.widen() as u32))?),
+            _ => fetch_64(way, at, change.map(|word| word.widen()))?,
         }
     };
     Some(W::narrow(before))
@@ -326,14 +346,14 @@ pub(super) unsafe fn fetch<W: Word>(at: usize, change: Change<W>) -> Option<W> {
 /// # Safety
 /// As [`LocalOps::read`](crate::this_cpu::LocalOps::read).
 #[inline(always)]
-pub(super) unsafe fn read<W: Word>(at: usize) -> Option<W> {
+pub(super) unsafe fn read<W: Word>(way: Way, at: usize) -> Option<W> {
     // SAFETY: the promise of the caller; the width is the word's.
     let value = unsafe {
         match size_of::<W>() {
-            1 => u64::from(read_8(at)?),
-            2 => u64::from(read_16(at)?),
-            4 => u64::from(read_32(at)?),
-            _ => read_64(at)?,
+            1 => u64::from(read_8(way, at)?),
+            2 => u64::from(read_16(way, at)?),
+            4 => u64::from(read_32(way, at)?),
+            _ => read_64(way, at)?,
         }
     };
     Some(W::narrow(value))

@@ -5,7 +5,7 @@ use core::arch::asm;
 use core::arch::x86_64::{__m128i, _mm_set_epi64x};
 
 use super::super::Outcome;
-use super::{HIGH_WATER, rseq_offset};
+use super::Way;
 use crate::global::STRIDE_BYTES;
 use crate::this_cpu::Pair;
 use crate::this_cpu::buffer::DATA_OFFSET_BYTES;
@@ -16,14 +16,11 @@ use crate::this_cpu::buffer::DATA_OFFSET_BYTES;
 /// # Safety
 /// As [`LocalOps::read_pair`](crate::this_cpu::LocalOps::read_pair).
 #[inline(always)]
-pub(in super::super) unsafe fn read_pair(at: usize) -> Option<Pair> {
-    let rseq = rseq_offset();
-    if rseq == 0 {
-        return None;
-    }
+pub(in super::super) unsafe fn read_pair(way: Way, at: usize) -> Option<Pair> {
+    let (rseq, high) = way.parts()?;
     let (mut is_open, first, second) = (1_u32, 0_u64, 0_u64);
     let (first_found, second_found): (u64, u64);
-    commit!(rseq, at, is_open, [
+    commit!(rseq, high, at, is_open, [
         "mov {first}, qword ptr [{at} + {t} + {stride}]",
         "mov {second}, qword ptr [{at} + {t} + {stride} + 8]"
     ], first = inout(reg) first => first_found, second = inout(reg) second => second_found,);
@@ -36,16 +33,18 @@ pub(in super::super) unsafe fn read_pair(at: usize) -> Option<Pair> {
 /// # Safety
 /// As [`LocalOps::replace_pair`](crate::this_cpu::LocalOps::replace_pair).
 #[inline(always)]
-pub(in super::super) unsafe fn replace_pair(at: usize, old: Pair, new: Pair) -> Option<Pair> {
-    let rseq = rseq_offset();
-    if rseq == 0 {
-        return None;
-    }
+pub(in super::super) unsafe fn replace_pair(
+    way: Way,
+    at: usize,
+    old: Pair,
+    new: Pair,
+) -> Option<Pair> {
+    let (rseq, high) = way.parts()?;
     // SAFETY: every x86_64 has these registers.
     let new: __m128i = unsafe { _mm_set_epi64x(new[1] as i64, new[0] as i64) };
     let mut is_open = 1_u32;
     let (first, second): (u64, u64);
-    commit!(rseq, at, is_open, [
+    commit!(rseq, high, at, is_open, [
         "mov {first}, qword ptr [{at} + {t} + {stride}]",
         "mov {second}, qword ptr [{at} + {t} + {stride} + 8]",
         "cmp {first}, {old_first}",
@@ -64,11 +63,10 @@ pub(in super::super) unsafe fn replace_pair(at: usize, old: Pair, new: Pair) -> 
 /// # Safety
 /// As [`LocalOps::push`](crate::this_cpu::LocalOps::push).
 #[inline(always)]
-pub(in super::super) unsafe fn push(at: usize, link: *mut usize) -> bool {
-    let rseq = rseq_offset();
-    if rseq == 0 {
+pub(in super::super) unsafe fn push(way: Way, at: usize, link: *mut usize) -> bool {
+    let Some((rseq, high)) = way.parts() else {
         return false;
-    }
+    };
     let link = link.expose_provenance();
     // SAFETY: as in `store`; the link is the caller's until the commit.
     unsafe {
@@ -77,7 +75,7 @@ pub(in super::super) unsafe fn push(at: usize, link: *mut usize) -> bool {
                 "mov qword ptr [{link}], {next}",
                 "mov qword ptr [{at} + {t} + {stride}], {link}",
             ],
-            rseq = in(reg) rseq, at = in(reg) at, link = in(reg) link, next = out(reg) _,
+            rseq = in(reg) rseq, high = in(reg) high, at = in(reg) at, link = in(reg) link, next = out(reg) _,
             slow = label { return false }, options(nostack));
     }
     true
@@ -89,15 +87,12 @@ pub(in super::super) unsafe fn push(at: usize, link: *mut usize) -> bool {
 /// # Safety
 /// As [`LocalOps::pop`](crate::this_cpu::LocalOps::pop).
 #[inline(always)]
-pub(in super::super) unsafe fn pop(at: usize) -> Option<*mut usize> {
-    let rseq = rseq_offset();
-    if rseq == 0 {
-        return None;
-    }
+pub(in super::super) unsafe fn pop(way: Way, at: usize) -> Option<*mut usize> {
+    let (rseq, high) = way.parts()?;
     let mut is_open = 1_u32;
     let first: usize;
     // The first node is on the stack while its link is read: who takes it runs on this CPU, and the section begins anew.
-    commit!(rseq, at, is_open, [
+    commit!(rseq, high, at, is_open, [
         "mov {first}, qword ptr [{at} + {t} + {stride}]",
         "test {first}, {first}",
         "jz 4f",
@@ -113,15 +108,15 @@ pub(in super::super) unsafe fn pop(at: usize) -> Option<*mut usize> {
 /// As [`LocalOps::append`](crate::this_cpu::LocalOps::append).
 #[inline(always)]
 pub(in super::super) unsafe fn append(
+    way: Way,
     at: usize,
     source: *const u8,
     bytes: usize,
     capacity_bytes: usize,
 ) -> Outcome {
-    let rseq = rseq_offset();
-    if rseq == 0 {
+    let Some((rseq, high)) = way.parts() else {
         return Outcome::NoMemory;
-    }
+    };
     // SAFETY: as in `store`; what is written before the commit lies above the bytes in use, within the buffer.
     unsafe {
         section!(["{slow}"], [
@@ -151,7 +146,7 @@ pub(in super::super) unsafe fn append(
                 "7:",
                 "mov qword ptr [{t}], {end}",
             ],
-            rseq = in(reg) rseq, at = in(reg) at, source = in(reg) source, bytes = in(reg) bytes,
+            rseq = in(reg) rseq, high = in(reg) high, at = in(reg) at, source = in(reg) source, bytes = in(reg) bytes,
             capacity = in(reg) capacity_bytes, data = const DATA_OFFSET_BYTES,
             end = out(reg) _, to = out(reg) _, done = out(reg) _, word = out(reg) _,
             slow = label { return Outcome::NoMemory },
@@ -167,14 +162,11 @@ pub(in super::super) unsafe fn append(
 /// # Safety
 /// As [`LocalOps::take`](crate::this_cpu::LocalOps::take).
 #[inline(always)]
-pub(in super::super) unsafe fn take(at: usize, out: *mut u8) -> Option<usize> {
-    let rseq = rseq_offset();
-    if rseq == 0 {
-        return None;
-    }
+pub(in super::super) unsafe fn take(way: Way, at: usize, out: *mut u8) -> Option<usize> {
+    let (rseq, high) = way.parts()?;
     let mut is_open = 1_u32;
     let used_bytes: usize;
-    commit!(rseq, at, is_open, [
+    commit!(rseq, high, at, is_open, [
         "lea {t}, [{at} + {t} + {stride}]",
         "mov {used}, qword ptr [{t}]",
         "xor {done:e}, {done:e}",

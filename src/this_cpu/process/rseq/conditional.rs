@@ -4,7 +4,7 @@ use core::arch::asm;
 use core::sync::atomic::AtomicU32;
 
 use super::super::Outcome;
-use super::{HIGH_WATER, rseq_offset};
+use super::Way;
 use crate::global::STRIDE_BYTES;
 
 /// Adds to the current CPU's copy, a signed number, if that leaves it at `bound` or less from 0.
@@ -12,11 +12,10 @@ use crate::global::STRIDE_BYTES;
 /// # Safety
 /// As [`LocalOps::change`](crate::this_cpu::LocalOps::change).
 #[inline(always)]
-pub(in super::super) unsafe fn add_within(at: usize, value: u64, bound: u64) -> Outcome {
-    let rseq = rseq_offset();
-    if rseq == 0 {
+pub(in super::super) unsafe fn add_within(way: Way, at: usize, value: u64, bound: u64) -> Outcome {
+    let Some((rseq, high)) = way.parts() else {
         return Outcome::NoMemory;
-    }
+    };
     // -bound <= sum <= bound, as one unsigned comparison.
     let shifted_value = value.wrapping_add(bound);
     let shifted_limit = bound.wrapping_mul(2);
@@ -29,7 +28,7 @@ pub(in super::super) unsafe fn add_within(at: usize, value: u64, bound: u64) -> 
                 "ja {refused}",
                 "add qword ptr [{at} + {t} + {stride}], {value}",
             ],
-            rseq = in(reg) rseq, at = in(reg) at, value = in(reg) value,
+            rseq = in(reg) rseq, high = in(reg) high, at = in(reg) at, value = in(reg) value,
             shifted_value = in(reg) shifted_value, shifted_limit = in(reg) shifted_limit,
             shifted_sum = out(reg) _,
             slow = label { return Outcome::NoMemory },
@@ -44,11 +43,15 @@ pub(in super::super) unsafe fn add_within(at: usize, value: u64, bound: u64) -> 
 /// # Safety
 /// As [`LocalOps::change`](crate::this_cpu::LocalOps::change).
 #[inline(always)]
-pub(in super::super) unsafe fn add_gated(at: usize, value: u64, gate: &AtomicU32) -> Outcome {
-    let rseq = rseq_offset();
-    if rseq == 0 {
+pub(in super::super) unsafe fn add_gated(
+    way: Way,
+    at: usize,
+    value: u64,
+    gate: &AtomicU32,
+) -> Outcome {
+    let Some((rseq, high)) = way.parts() else {
         return Outcome::NoMemory;
-    }
+    };
     // SAFETY: as in `store`; the gate is a live word, read in one piece.
     unsafe {
         section!(["{slow}"], [
@@ -56,7 +59,7 @@ pub(in super::super) unsafe fn add_gated(at: usize, value: u64, gate: &AtomicU32
                 "jne {refused}",
                 "add qword ptr [{at} + {t} + {stride}], {value}",
             ],
-            rseq = in(reg) rseq, at = in(reg) at, value = in(reg) value, gate = in(reg) gate.as_ptr(),
+            rseq = in(reg) rseq, high = in(reg) high, at = in(reg) at, value = in(reg) value, gate = in(reg) gate.as_ptr(),
             slow = label { return Outcome::NoMemory },
             refused = label { return Outcome::Refused },
             options(nostack));
@@ -69,14 +72,11 @@ pub(in super::super) unsafe fn add_gated(at: usize, value: u64, gate: &AtomicU32
 /// # Safety
 /// As `ProcessOps::acquire`.
 #[inline(always)]
-pub(in super::super) unsafe fn acquire(at: usize, owner: u64) -> Option<(*mut u64, u64)> {
-    let rseq = rseq_offset();
-    if rseq == 0 {
-        return None;
-    }
+pub(in super::super) unsafe fn acquire(way: Way, at: usize, owner: u64) -> Option<(*mut u64, u64)> {
+    let (rseq, high) = way.parts()?;
     let mut is_open = 1_u32;
     let (copy, found): (usize, u64);
-    commit!(rseq, at, is_open, [
+    commit!(rseq, high, at, is_open, [
         "lea {copy}, [{at} + {t} + {stride}]",
         "mov {found:e}, 1",
         "cmp dword ptr [{copy} + 8], 0",
