@@ -18,8 +18,10 @@ use crate::replay::player::{Player, Setup};
 use crate::script::Script;
 use crate::{create, print};
 
+mod at_work;
 mod checks;
 mod counting;
+mod seats;
 mod wrong_use;
 
 use checks::Checks;
@@ -80,6 +82,7 @@ fn this_machine(checks: &mut Checks) -> Result<(), CliError> {
     }
     one_offset(&counters, checks)?;
     counting::count(&counters, checks)?;
+    at_work::all(checks)?;
     wrong_use::zero_again(checks)?;
     wrong_use::wrong_frees(&counters[0], checks)?;
     for counter in counters.drain(statics..) {

@@ -3,16 +3,15 @@
 //! A counter is a handle, whether the variable is static or dynamic: the code that adds and sums cannot tell.
 
 use std::ops::Range;
-use std::thread;
 
 use pcpu::unit::CpuId;
 use pcpu::{
     AllocError, CpuCell, CpuError, FreeError, Global, Handle, PerCpuPtr, Request, alloc_percpu,
     alloc_percpu_bytes, define_per_cpu, free_percpu, global, per_cpu_ptr, this_cpu,
 };
-use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::checks::Checks;
+use super::seats;
 use crate::error::CliError;
 
 define_per_cpu! {
@@ -111,7 +110,7 @@ impl Counter {
 }
 
 /// An area of a thread, live until it is freed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Area {
     handle: PerCpuPtr<u8>,
     bytes: usize,
@@ -123,48 +122,15 @@ impl Area {
     }
 }
 
-/// What a thread leaves.
-#[derive(Debug)]
-struct Work {
-    /// The CPU that it was kept on.
-    cpu: Option<CpuId>,
-    areas: Vec<Area>,
-}
-
-/// Where a thread runs.
-#[derive(Debug, Clone, Copy)]
-enum Seat {
-    /// On one CPU.
-    Pinned(CpuId),
-    /// Where the system puts it.
-    Anywhere,
-}
-
 /// Adds to the counters from a thread on every CPU that takes one and from one that may wander, and checks the sums.
 ///
 /// # Errors
 /// One line, if a thread could not do its work.
 pub fn count(counters: &[Counter], checks: &mut Checks) -> Result<(), CliError> {
     let possible = global().units().possible();
-    let seats = possible.iter().map(Seat::Pinned).chain([Seat::Anywhere]);
-    let work: Vec<Work> = thread::scope(|scope| {
-        let threads: Vec<_> = seats
-            .map(|seat| thread::Builder::new().spawn_scoped(scope, move || work(counters, seat)))
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| {
-                let thread =
-                    thread.map_err(|error| failed(format!("cannot start a thread: {error}")))?;
-                thread
-                    .join()
-                    .map_err(|_| failed("a thread panicked".to_owned()))?
-            })
-            .filter_map(Result::transpose)
-            .collect::<Result<_, CliError>>()
-    })?;
+    let work = seats::on_all(|_| work(counters))?;
 
-    let pinned: Vec<_> = work.iter().filter_map(|work| work.cpu).collect();
+    let pinned: Vec<_> = work.iter().filter_map(|&(cpu, _)| cpu).collect();
     let threads = work.len() as u64;
     let cpus = possible.count();
     for counter in counters {
@@ -192,12 +158,12 @@ pub fn count(counters: &[Counter], checks: &mut Checks) -> Result<(), CliError> 
         ),
         missed.map_or(Ok(()), |cpu| Err(format!("CPU {} has less", cpu.get()))),
     )?;
-    hand_over(work, checks)
+    let areas: Result<Vec<_>, AllocError> = work.into_iter().map(|(_, areas)| areas).collect();
+    hand_over(areas.map_err(failed)?.concat(), checks)
 }
 
 /// Checks that the threads' areas lie apart, and frees them all from this thread.
-fn hand_over(work: Vec<Work>, checks: &mut Checks) -> Result<(), CliError> {
-    let mut areas: Vec<_> = work.into_iter().flat_map(|work| work.areas).collect();
+fn hand_over(mut areas: Vec<Area>, checks: &mut Checks) -> Result<(), CliError> {
     areas.sort_by_key(|area| area.handle.neutral());
     let shared = areas
         .windows(2)
@@ -220,13 +186,8 @@ fn hand_over(work: Vec<Work>, checks: &mut Checks) -> Result<(), CliError> {
     )
 }
 
-/// One thread's work, or `None` if it cannot be kept on its CPU.
-fn work(counters: &[Counter], seat: Seat) -> Result<Option<Work>, CliError> {
-    let cpu = match seat {
-        Seat::Pinned(cpu) if !pin(cpu) => return Ok(None),
-        Seat::Pinned(cpu) => Some(cpu),
-        Seat::Anywhere => None,
-    };
+/// One thread's work.
+fn work(counters: &[Counter]) -> Result<Vec<Area>, AllocError> {
     for _ in 0..ADDITIONS {
         for counter in counters {
             counter.add();
@@ -237,18 +198,7 @@ fn work(counters: &[Counter], seat: Seat) -> Result<Option<Work>, CliError> {
         let handle = alloc_percpu_bytes::<Global>(&Request::new(bytes, bytes.min(8)))?;
         Ok(Area { handle, bytes })
     });
-    let areas = areas.collect::<Result<_, AllocError>>().map_err(failed)?;
-    Ok(Some(Work { cpu, areas }))
-}
-
-/// Keeps the thread on a CPU. Whether that is granted: a possible CPU may be offline, or not for this process.
-fn pin(cpu: CpuId) -> bool {
-    if cpu.index() >= CpuSet::MAX_CPU {
-        return false;
-    }
-    let mut set = CpuSet::new();
-    set.set(cpu.index());
-    sched_setaffinity(None, &set).is_ok()
+    areas.collect()
 }
 
 fn failed(error: impl ToString) -> CliError {
