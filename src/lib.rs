@@ -81,6 +81,7 @@ pub mod cpu_lock;
 pub mod cpus;
 mod directory;
 pub mod embed;
+mod field;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub mod global;
 mod metadata;
@@ -102,9 +103,10 @@ pub use allocator::PerCpuAllocator;
 pub use counter::{BatchCounter, Counter};
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use cpu_lock::{CpuLock, LocalLock};
+pub use field::{Field, Part, Parts};
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use global::{alloc_percpu, global};
-pub use owner::{Element, InitError, PerCpu, RemoteCell, Shape};
+pub use owner::{InitError, PerCpu, RemoteCell, Shape};
 pub use refcount::{Ref, RefCount};
 pub use request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
 #[cfg(all(feature = "std", target_os = "linux"))]
@@ -113,3 +115,5 @@ pub use this_cpu::{
     Chain, CpuBuffer, CpuCell, CpuPair, CpuStack, Full, Link, LocalBuffer, LocalCell, LocalPair,
     LocalStack, Node, NodePointer,
 };
+/// For types of one's own that zero bytes are a value of: `#[derive(FromZeros)] #[zerocopy(crate = "pcpu::zerocopy")]`.
+pub use zerocopy::{self, FromZeros};

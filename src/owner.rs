@@ -37,7 +37,6 @@ mod type_rules;
 pub use copies::InitError;
 pub use remote_cell::RemoteCell;
 pub use shape::Shape;
-pub use slice::Element;
 
 /// A dynamic per-CPU variable and the only one who frees it: a copy of `T` for every possible CPU of domain `D`.
 ///

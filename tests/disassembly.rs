@@ -131,10 +131,11 @@ fn build() -> Built {
     }
 }
 
-/// The functions of the operations, by name: their instructions, and what holds them.
-fn functions<'data>(
-    file: &object::File<'data>,
-) -> BTreeMap<String, (Vec<Instruction>, object::SectionIndex)> {
+/// A function's instructions, and the section that holds them.
+type Code = (Vec<Instruction>, object::SectionIndex);
+
+/// The functions of the operations, by name.
+fn functions<'data>(file: &object::File<'data>) -> BTreeMap<String, Code> {
     let decode = |symbol: object::Symbol<'data, '_>| {
         let name = symbol.name().ok()?.strip_prefix("op.")?.to_owned();
         let index = symbol.section_index().expect("a function is somewhere");
@@ -349,6 +350,31 @@ fn check_object(object: &object::File<'_>) {
     }
 }
 
+/// An operation on a part of a variable takes the instructions of one on a variable of its own, and one that adds the
+/// place of the part, before the section.
+fn check_parts(functions: &BTreeMap<String, Code>) {
+    let length = |name: &str| {
+        let (code, _) = &functions[name];
+        let is_return =
+            |instruction: &Instruction| instruction.flow_control() == FlowControl::Return;
+        let way = way(code, 0, is_return).expect("it returns");
+        (way.len(), listing(code))
+    };
+    for (part, whole) in [
+        ("add.u64.static_field", "add.u64.here"),
+        ("add.u64.static_element", "add.u64.here"),
+        ("read.u64.static_field", "read.u64.here"),
+        ("add.u64.owner_field", "add.u64.owner"),
+    ] {
+        let ((of_part, part_code), (of_whole, whole_code)) = (length(part), length(whole));
+        println!("{part}: {of_part} instructions, {whole}: {of_whole}");
+        assert!(
+            of_part <= of_whole + 1,
+            "{part}:\n{part_code}\n{whole}:\n{whole_code}"
+        );
+    }
+}
+
 #[test]
 fn an_operation_is_its_section() {
     let built = build();
@@ -365,7 +391,9 @@ fn an_operation_is_its_section() {
         .collect();
     assert!(!got.is_empty(), "a program has a GOT");
     let mut lengths = BTreeMap::<_, Vec<_>>::new();
-    for (name, (code, _)) in functions(&program) {
+    let functions = functions(&program);
+    check_parts(&functions);
+    for (name, (code, _)) in functions {
         let operation = name.rsplitn(3, '.').last().expect("a part").to_owned();
         let length = check(&name, &code, &got);
         lengths

@@ -397,5 +397,5 @@ fn owners_cross_threads_as_their_values_do() {
     is_sync::<PerCpu<CpuCell<u64>>>();
     is_send::<PerCpu<Cell<u8>>>();
     is_sync::<PerCpu<[AtomicU64]>>();
-    is_send::<pcpu::Element<'_, AtomicU64, pcpu::Global>>();
+    is_send::<pcpu::Part<'_, AtomicU64, pcpu::Global>>();
 }

@@ -1,15 +1,13 @@
 //! Owners of slices: a length that is known at run time, the same on every CPU. Histograms are what they are for.
 
-use core::fmt;
-use core::marker::PhantomData;
 use core::mem::{ManuallyDrop, size_of};
 
 use zerocopy::FromZeros;
 
 use super::{InitError, PerCpu, copies};
-use crate::alloc_api::{Domain, Handle, PerCpuPtr};
+use crate::alloc_api::{Domain, PerCpuPtr};
+use crate::field::{Part, out_of_bounds};
 use crate::request::AllocError;
-use crate::this_cpu::Live;
 use crate::unit::CpuId;
 
 /// Slices.
@@ -88,7 +86,7 @@ impl<T, D: Domain> PerCpu<[T], D> {
     /// If `index` is not below [`len`](Self::len).
     #[inline]
     #[track_caller]
-    pub fn at(&self, index: usize) -> Element<'_, T, D> {
+    pub fn at(&self, index: usize) -> Part<'_, T, D> {
         match self.try_at(index) {
             Some(element) => element,
             None => out_of_bounds(index, self.len),
@@ -97,15 +95,9 @@ impl<T, D: Domain> PerCpu<[T], D> {
 
     /// The element at `index`; `None` if there is no such element.
     #[inline]
-    pub fn try_at(&self, index: usize) -> Option<Element<'_, T, D>> {
-        (index < self.len).then(|| {
-            let neutral = self.first.neutral() + index * size_of::<T>();
-            Element {
-                // SAFETY: it lies in the area, whose address is not 0.
-                handle: unsafe { PerCpuPtr::from_neutral_unchecked(neutral) },
-                owner: PhantomData,
-            }
-        })
+    pub fn try_at(&self, index: usize) -> Option<Part<'_, T, D>> {
+        // SAFETY: the owner is live while it is borrowed, and has an element there.
+        (index < self.len).then(|| unsafe { Part::of(self.first, index * size_of::<T>()) })
     }
 
     /// All elements, in order, as per-CPU variables.
@@ -119,7 +111,7 @@ impl<T, D: Domain> PerCpu<[T], D> {
     /// assert_eq!(sums, [0, 10, 0, 0]);
     /// # Ok::<(), pcpu::AllocError>(())
     /// ```
-    pub fn elements(&self) -> impl ExactSizeIterator<Item = Element<'_, T, D>> {
+    pub fn elements(&self) -> impl ExactSizeIterator<Item = Part<'_, T, D>> {
         (0..self.len).map(|index| self.at(index))
     }
 
@@ -136,44 +128,5 @@ impl<T, D: Domain> PerCpu<[T], D> {
     /// As for [`from_ptr`](PerCpu::from_ptr), for `len` elements beginning with `first`, and `len` is not 0.
     pub unsafe fn from_ptr_and_len(first: PerCpuPtr<T, D>, len: usize) -> Self {
         Self::owning(first, len)
-    }
-}
-
-#[cold]
-#[track_caller]
-fn out_of_bounds(index: usize, len: usize) -> ! {
-    panic!("element {index} of a per-CPU slice of {len}")
-}
-
-/// An element of a per-CPU slice, as a per-CPU variable: what [`PerCpu::at`] lends.
-pub struct Element<'a, T, D: Domain> {
-    handle: PerCpuPtr<T, D>,
-    owner: PhantomData<&'a PerCpu<[T], D>>,
-}
-
-impl<T, D: Domain> Clone for Element<'_, T, D> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T, D: Domain> Copy for Element<'_, T, D> {}
-
-impl<T, D: Domain> Handle for Element<'_, T, D> {
-    type Target = T;
-    type Domain = D;
-
-    #[inline]
-    fn handle(&self) -> PerCpuPtr<T, D> {
-        self.handle
-    }
-}
-
-// SAFETY: the element borrows its owner, whose copies are valid on every possible CPU meanwhile.
-unsafe impl<T, D: Domain> Live for Element<'_, T, D> {}
-
-impl<T, D: Domain> fmt::Debug for Element<'_, T, D> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Element").field(&self.handle).finish()
     }
 }

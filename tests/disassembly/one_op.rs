@@ -1,14 +1,14 @@
 //! A function for every operation, to look at its machine code; see `tests/disassembly.rs`.
 //!
 //! Each is exported as `op.OPERATION.WIDTH.WHERE`. Where is `here` for a static variable of this crate, `there` for one
-//! of another crate, `dynamic` for a handle that comes in a register.
+//! of another crate, `dynamic` for a handle that comes in a register. Parts of variables are beside these.
 
 use std::hint::black_box;
 
 use counters::{THERE_PAIR, THERE_U8, THERE_U16, THERE_U32, THERE_U64};
 use pcpu::{
-    CpuBuffer, CpuCell, CpuPair, CpuStack, Link, LocalBuffer, LocalCell, LocalPair, LocalStack,
-    PerCpuPtr, define_per_cpu, this_cpu,
+    CpuBuffer, CpuCell, CpuPair, CpuStack, Field, Link, LocalBuffer, LocalCell, LocalPair,
+    LocalStack, Parts, PerCpu, PerCpuPtr, define_per_cpu, field, this_cpu,
 };
 
 define_per_cpu! {
@@ -96,8 +96,30 @@ fn on_words() {
     keep!("buffer.append", u64, "here", (item: u64) -> bool, BUFFER.append(item).is_ok());
 }
 
+/// Two cells in one variable; what is looked at is the second.
+struct Two {
+    _first: CpuCell<u64>,
+    second: CpuCell<u64>,
+}
+
+define_per_cpu! {
+    static TWO: Two = Two { _first: CpuCell::new(0), second: CpuCell::new(0) };
+    static ROW: [CpuCell<u64>; 8] = [const { CpuCell::new(0) }; 8];
+}
+
+/// Operations on parts of variables.
+fn parts() {
+    const SECOND: Field<Two, CpuCell<u64>> = field!(Two, second);
+    keep!("add", u64, "static_field", (value: u64), TWO.field(SECOND).add(value));
+    keep!("read", u64, "static_field", () -> u64, TWO.field(SECOND).read());
+    keep!("add", u64, "static_element", (value: u64), ROW.element(5).add(value));
+    keep!("add", u64, "owner", (owner: &PerCpu<CpuCell<u64>>, value: u64), owner.add(value));
+    keep!("add", u64, "owner_field", (owner: &PerCpu<Two>, value: u64), owner.field(SECOND).add(value));
+}
+
 fn main() {
     on_words();
+    parts();
     on_static!(u8, "here", HERE_U8);
     on_static!(u16, "here", HERE_U16);
     on_static!(u32, "here", HERE_U32);
