@@ -31,6 +31,7 @@ use state::{Batch, State};
 
 mod bring_up;
 mod query;
+mod rest;
 mod serve;
 mod state;
 mod take_back;

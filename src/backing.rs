@@ -26,9 +26,6 @@ pub mod mmap;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub mod sim;
 
-#[cfg(all(feature = "std", target_os = "linux"))]
-pub(crate) use address_range::page_bytes;
-
 /// Where the chunks of an instance may lie in neutral address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {

@@ -1,14 +1,51 @@
-//! The instance of a Linux process: made when it is first used, from the system's CPUs and nodes.
+//! The instance of a Linux process: made before `main`, from the system's CPUs and nodes.
 //!
 //! Its first chunk holds the static variables of the program ([`define_per_cpu!`](crate::define_per_cpu)), is built by
 //! embed, or by page where embed fails, and lives as long as the process. Upkeep is run by whoever allocates or frees
 //! and finds it due.
+//!
+//! # Signal handlers
+//! The [operations](crate::this_cpu) on current copies may be used in a signal handler, and so may sums: they take no
+//! lock. A handler may allocate and free with [`AllocFlags::TRY`](crate::AllocFlags::TRY) and
+//! [`FreeFlags::TRY`](crate::FreeFlags::TRY) only. Such a call does not wait: where the thread that was interrupted, or another
+//! one, holds the instance's lock it returns `Busy`. Any other call would wait for the thread that was interrupted, for
+//! ever. An event hook is called from the handler then.
+//!
+//! # `fork`
+//! The child has copies of its own of all variables, and all that the parent could do with them it can: operations,
+//! sums, allocation, the upkeep, [`RefCount::kill`](crate::RefCount::kill). `fork` waits for what other threads have under
+//! way in the instance, as it does for `malloc`. What they had allocated stays allocated in the child, and what they
+//! would have freed is not. A fork from an [event hook](crate::stats::EventHook), or from a signal handler that
+//! interrupted a call of the instance, may wait for ever.
+//!
+//! `vfork`, `_Fork` and a raw `clone` call no handlers. A child of `_Fork` has the copies, but must not allocate
+//! or free. Between `vfork` and `exec` a child shares the memory of its parent and what the parent's thread tells of
+//! its CPU, which need not be the child's: no operation is right there. `posix_spawn` and
+//! [`std::process::Command`] do nothing of the kind.
+//!
+//! # Restartable sequences
+//! They are used where glibc (2.35 or later) has registered its threads for them; nothing is registered here. Where glibc
+//! leaves that to another library (`GLIBC_TUNABLES=glibc.pthread.rseq=0`), or is older, or under valgrind, every operation
+//! is a LOCKed step: [`method`] tells. A library that registers an area of its own beside glibc's is refused by the kernel,
+//! and changes nothing.
+//!
+//! A thread with memory of its own for libc (`CLONE_SETTLS`) that is not registered works on the [stray unit](stray_unit). One
+//! that shares it with another thread reads that one's CPU: such a thread, made by a raw `clone` with `CLONE_VM`, must not
+//! use per-CPU variables, as it must not use libc.
+//!
+//! # Staying on a CPU
+//! A process cannot. A thread may be taken to another CPU between any two instructions: an affinity of one CPU is
+//! changed from outside and given up when that CPU goes offline, and does not keep other threads away. That is why there is
+//! no guard here that holds a CPU for longer than one operation, and why [`PerCpu::current`](crate::PerCpu::current) lends
+//! a copy that others may use as well. What takes several steps on one copy needs a lock in the copy, or a
+//! [`cmpxchg`](crate::LocalCell::cmpxchg).
 
 use std::boxed::Box;
 use std::error::Error;
 use std::string::{String, ToString};
 use std::sync::OnceLock;
 use std::vec;
+use std::vec::Vec;
 
 use zerocopy::FromZeros;
 
@@ -27,10 +64,15 @@ use crate::unit::{
     CpuId, FirstChunkKind, FirstChunkSpec, NodeId, Template, Topology, UnitPlan, storage_words,
 };
 
+mod fork;
 mod system;
 
 /// The allocator of the process.
-pub type GlobalAllocator = PerCpuAllocator<Mmap, parking_lot::RawMutex>;
+pub type GlobalAllocator = PerCpuAllocator<Mmap, ProcessLock>;
+
+/// The lock of the process's instance: one word, without a queue of waiting threads outside it. A signal handler may try
+/// it, and a forked child may go on with it.
+pub type ProcessLock = rustix_futex_sync::RawMutex;
 
 /// From one unit to the next, in bytes; what one CPU's copies can ever take. A constant, for the operations have it in
 /// their instructions; a displacement of 32 bits holds it.
@@ -87,7 +129,7 @@ impl Topology for ById<'_> {
 // SAFETY: `allocator` always returns the one instance of the process, which no other domain returns.
 unsafe impl Domain for Global {
     type Backing = Mmap;
-    type Lock = parking_lot::RawMutex;
+    type Lock = ProcessLock;
     type Ops = ProcessOps;
 
     fn allocator() -> &'static GlobalAllocator {
@@ -147,6 +189,51 @@ pub fn stray_unit() -> CpuId {
     CpuId::new(global().units().nr_cpu_ids() - 1)
 }
 
+/// The CPUs that are online now, in order: those that a thread may be running on. A moment later there may be others.
+///
+/// Where the system does not tell (a sandbox without `/sys`), these are all CPUs that it may ever have: what is done for
+/// every CPU is done for those that are online then.
+///
+/// ```
+/// use pcpu::{PerCpu, global};
+/// use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+///
+/// let is_stale = PerCpu::<AtomicBool>::new()?;
+/// for copy in is_stale.iter_on(global::online_cpus()) {
+///     let (_cpu, is_stale) = copy?;
+///     is_stale.store(true, Relaxed);
+/// }
+/// assert!(is_stale.current()?.load(Relaxed));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn online_cpus() -> Vec<CpuId> {
+    among_possible(system::online_cpus())
+}
+
+/// The CPUs that the calling thread may run on, in order: its affinity, which a container or a cpuset may have made
+/// smaller than the machine. It can be changed from outside at any time.
+///
+/// Where the system does not tell, these are all CPUs that it may ever have.
+///
+/// ```
+/// use pcpu::global;
+///
+/// let allowed = global::allowed_cpus();
+/// assert!(!allowed.is_empty() && allowed.len() <= global::online_cpus().len());
+/// ```
+pub fn allowed_cpus() -> Vec<CpuId> {
+    among_possible(system::allowed_cpus())
+}
+
+/// The CPUs of a list that have a unit, which the stray unit's number is not; or all of them.
+fn among_possible(cpus: Option<Vec<CpuId>>) -> Vec<CpuId> {
+    let is_cpu = |cpu: &CpuId| *cpu < stray_unit();
+    match cpus {
+        Some(cpus) => cpus.into_iter().filter(is_cpu).collect(),
+        None => global().units().possible().iter().filter(is_cpu).collect(),
+    }
+}
+
 /// Gives CPUs up to `cpu` copies of their own, without a lock: in a process memory comes with its first touch, and the
 /// copies of a CPU that never ran are zero wherever an area may be handed out. False if there is no such CPU.
 pub(crate) fn materialise_up_to(cpu: CpuId) -> bool {
@@ -199,6 +286,7 @@ fn set_up() -> &'static Result<Process, String> {
     PROCESS.get_or_init(|| {
         let process = Process::new().map_err(|error| error.to_string())?;
         static_var::set_neutral_base(process.allocator.neutral_base());
+        fork::register().map_err(|error| error.to_string())?;
         Ok(process)
     })
 }
@@ -241,7 +329,7 @@ impl Process {
         detect: impl FnOnce() -> Method,
     ) -> Result<Self, Box<dyn Error>> {
         let template = static_var::template();
-        let page_bytes = crate::backing::page_bytes();
+        let page_bytes = rustix::param::page_size();
         let spec = FirstChunkSpec {
             static_bytes: template.len(),
             reserved_bytes: RESERVED_BYTES,
@@ -308,5 +396,13 @@ mod tests {
             assert_eq!(units.offset(cpu), Some(first + id * MIN_STRIDE_BYTES));
             assert_eq!(units.node(cpu), Some(NodeId::new(node)));
         }
+    }
+    /// A list of CPUs has units' CPUs only, and no list means all of them.
+    #[test]
+    fn lists_of_cpus_stay_among_the_possible() {
+        let all: Vec<_> = (0..stray_unit().get()).map(CpuId::new).collect();
+        let beyond = [0, stray_unit().get(), 8191].map(CpuId::new);
+        assert_eq!(among_possible(Some(beyond.into())), [CpuId::new(0)]);
+        assert_eq!(among_possible(None), all);
     }
 }

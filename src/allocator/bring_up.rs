@@ -37,11 +37,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             self.units.materialised().insert(cpu);
             return Ok(());
         }
-        let mut state = self.state.lock();
+        let mut state = self.lock_to_work();
         while state.is_bring_up || state.is_other_phase_busy() {
             drop(state);
             self.backing.relax();
-            state = self.state.lock();
+            state = self.lock_to_work();
         }
         if self.units.materialised().contains(cpu) {
             return Ok(());

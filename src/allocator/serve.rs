@@ -58,6 +58,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             .lock(request.flags.contains(AllocFlags::TRY))
             .ok_or(AllocError::Busy)?;
         loop {
+            if !request.flags.contains(AllocFlags::TRY) {
+                state = self.until_work_may_begin(state);
+            }
             let placed = match state.place(request.flags, granules, align) {
                 Some(placed) => placed,
                 None => match self.make_room(state, request) {
@@ -219,7 +222,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Makes a chunk and puts it on the list of spare ones. Called without the lock, in a context that may sleep.
     pub(super) fn make_spare(&self) -> Result<(), BackingError> {
         let (place, hook) = {
-            let mut state = self.state.lock();
+            let mut state = self.lock_to_work();
             (state.claim_place()?, state.hook)
         };
         let made = self.make_chunk_at(place, Context::MaySleep);

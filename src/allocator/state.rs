@@ -68,6 +68,8 @@ pub(super) struct State {
     pub(super) busy_places: u32,
     /// A CPU is being brought up: no page may lose its memory meanwhile.
     pub(super) is_bring_up: bool,
+    /// Who waits for the work without the lock to end: none begins meanwhile.
+    pub(super) rest_wanted: u32,
     /// Populating and giving back under way, by phase.
     works: [u32; 2],
     phase: usize,
@@ -98,6 +100,7 @@ impl State {
             frees_since: 0,
             busy_places: 0,
             is_bring_up: false,
+            rest_wanted: 0,
             works: [0; 2],
             phase: 0,
         }
@@ -422,6 +425,12 @@ impl State {
     /// Notes the end of that.
     pub(super) fn end_work(&mut self, batch: Batch) {
         self.works[batch.phase] -= 1;
+    }
+
+    /// Whether nothing is under way without the lock.
+    #[cfg(all(feature = "std", target_os = "linux"))]
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.works == [0; 2] && self.busy_places == 0 && !self.is_bring_up
     }
 
     /// The phase now: which of the two sets of CPUs new work uses.

@@ -115,7 +115,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// Claims pages of one chunk that no area touches.
     fn claim_empty(&self, keep: u32) -> Option<Claim> {
-        let mut state = self.state.lock();
+        let mut state = self.lock_to_work();
         let surplus = state.stats.empty_pages.saturating_sub(keep.into());
         if surplus == 0 || state.is_bring_up {
             return None;
@@ -140,7 +140,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Destroys one spare chunk if there are more than `keep`.
     fn destroy_spare(&self, keep: u32) -> bool {
         let (place, chunk, hook) = {
-            let mut state = self.state.lock();
+            let mut state = self.lock_to_work();
             let Some(chunk) = state
                 .highest_spare()
                 .filter(|_| state.stats.spare_chunks > keep)

@@ -13,13 +13,6 @@ use std::ptr::{self, NonNull};
 
 use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 
-/// The system's page size. Of libc: rustix reads what the system told the process at its start, and stumbles over what
-/// valgrind makes of that.
-pub(crate) fn page_bytes() -> usize {
-    // SAFETY: the call has no preconditions.
-    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
-}
-
 /// What can be done with a part of the range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {

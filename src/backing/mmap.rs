@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 
 use core::alloc::Layout;
 
-use super::address_range::{Access, AddressRange, page_bytes};
+use super::address_range::{Access, AddressRange};
 use super::{Backing, BackingError, ChunkSpace, Context, CpuArea, PageSpan, Window};
 use crate::embed::{AreaRequest, EarlyMemory};
 use crate::page::PageMemory;
@@ -299,7 +299,7 @@ unsafe impl Backing for Mmap {
     fn physical_address(&self, address: usize) -> Option<u64> {
         const PRESENT: u64 = 1 << 63;
         const FRAME: u64 = (1 << 55) - 1;
-        let system_page_bytes = page_bytes();
+        let system_page_bytes = rustix::param::page_size();
         let mut entry = [0; 8];
         // Without the privilege the system hides the frame number: it reads as zero.
         let pagemap = std::fs::File::open("/proc/self/pagemap").ok()?;

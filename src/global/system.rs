@@ -1,11 +1,11 @@
-//! Which CPUs and nodes the system has, from `/sys`.
+//! Which CPUs and nodes the system has, from `/sys`, and which of them may run what.
 
 use std::fs;
 use std::io;
 use std::vec;
 use std::vec::Vec;
 
-use crate::unit::{MAX_CPUS, NodeId};
+use crate::unit::{CpuId, MAX_CPUS, NodeId};
 
 /// The node of every CPU up to the highest possible one.
 ///
@@ -27,6 +27,24 @@ pub(super) fn nodes_of_cpus() -> io::Result<Vec<NodeId>> {
         }
     }
     Ok(nodes)
+}
+
+/// The CPUs that are online, in order; `None` where `/sys` does not tell.
+pub(super) fn online_cpus() -> Option<Vec<CpuId>> {
+    let list = fs::read_to_string("/sys/devices/system/cpu/online").ok()?;
+    let ids = parse_list(&list).ok()?;
+    Some(ids.into_iter().map(CpuId::new).collect())
+}
+
+/// The CPUs that the calling thread may run on, in order; `None` if the system does not tell.
+pub(super) fn allowed_cpus() -> Option<Vec<CpuId>> {
+    // A bit for every CPU that a system can have: with fewer the kernel may refuse.
+    let mut words = [0_u64; MAX_CPUS as usize / 64];
+    // SAFETY: a set of CPUs is an array of integers, of the size that is given.
+    let result =
+        unsafe { libc::sched_getaffinity(0, size_of_val(&words), words.as_mut_ptr().cast()) };
+    let is_allowed = |id: &u32| words[*id as usize / 64] >> (id % 64) & 1 != 0;
+    (result == 0).then(|| (0..MAX_CPUS).filter(is_allowed).map(CpuId::new).collect())
 }
 
 /// The nodes with their CPUs. A system that tells of none has one, with all CPUs.
@@ -88,5 +106,8 @@ mod tests {
     fn this_cpu_is_among_the_machines() {
         let cpu = rustix::thread::sched_getcpu();
         assert!(cpu < nodes_of_cpus().unwrap().len());
+        let cpu = CpuId::new(cpu as u32);
+        assert!(allowed_cpus().unwrap().contains(&cpu));
+        assert!(online_cpus().is_none_or(|online| online.contains(&cpu)));
     }
 }

@@ -5,8 +5,9 @@ use std::mem::MaybeUninit;
 
 use pcpu::{CpuBuffer, Full, LocalBuffer, PerCpu, define_per_cpu};
 
+use crate::child::run_in_child;
 use crate::storm::{Crew, mix};
-use crate::system::{allowed_cpus, on_cpu, run_in_child};
+use crate::system::{allowed_cpus, on_cpu};
 use crate::whirl::{Handlers, operations, whirl};
 
 define_per_cpu! {

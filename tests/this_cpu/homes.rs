@@ -2,14 +2,19 @@
 //! forked.
 
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use pcpu::global::{method, stray_unit};
+use pcpu::global::{method, online_cpus, stray_unit};
 use pcpu::this_cpu::process::Method;
 use pcpu::unit::CpuId;
-use pcpu::{CpuCell, LocalCell, StaticVar, alloc_percpu, define_per_cpu, global, this_cpu};
+use pcpu::{CpuCell, LocalCell, PerCpu, StaticVar, alloc_percpu, define_per_cpu, global, this_cpu};
 
+use crate::child::run_in_child;
 use crate::storm::{Crew, storm};
-use crate::system::{allowed_cpus, keep_on, on_cpu, run_in_child, try_keep_on, unregister};
+use crate::system::{allowed_cpus, keep_on, on_cpu, try_keep_on, unregister};
 
 fn on(variable: &impl StaticVar<Target = CpuCell<u64>>, cpu: CpuId) -> u64 {
     variable.get(cpu).expect("a possible CPU").read_remote()
@@ -81,6 +86,111 @@ fn a_process_without_restartable_sequences() {
         !global().units().materialised().contains(stray),
         "nobody is a stray"
     );
+}
+
+/// The library of `registrar.c`, or why it is not there.
+fn registrar() -> &'static Result<PathBuf, String> {
+    static LIBRARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/this_cpu/registrar.c");
+        let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libregistrar.so");
+        let own = library.with_extension(std::process::id().to_string());
+        let output = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .args([own.as_os_str(), source.as_ref()])
+            .output()
+            .map_err(|error| format!("no C compiler: {error}"))?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        // In one step, for another run of the tests may be about to load it.
+        std::fs::rename(own, &library).map_err(|error| error.to_string())?;
+        Ok(library)
+    })
+}
+
+/// Whether the registrar's call succeeded; `None` without the registrar.
+fn has_registered() -> Option<bool> {
+    // SAFETY: looks a name up.
+    let result = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"registrar_result".as_ptr()) };
+    // SAFETY: the library defines it as an integer, which it writes before `main` only.
+    (!result.is_null()).then(|| unsafe { *result.cast::<libc::c_int>() } == 0)
+}
+
+/// Another library registers an area of its own, which glibc leaves to it: the area is not touched, all steps are LOCKed.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_process_with_another_registrar() {
+    let name = "homes::a_process_with_another_registrar";
+    if has_registered().is_none() {
+        match registrar() {
+            Ok(library) => assert!(run_in_child(name, |command| {
+                command
+                    .env("LD_PRELOAD", library)
+                    .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+            })),
+            Err(reason) => println!("not tested: {reason}"),
+        }
+        return;
+    }
+    assert_eq!(
+        has_registered(),
+        Some(true),
+        "the kernel has the other's area"
+    );
+    assert_eq!(method(), Method::Locked);
+    let crew = Crew {
+        threads: 4,
+        unregistered: 0,
+    };
+    storm(crew, 20);
+}
+
+/// Where glibc has registered an area, another library's is refused, and nothing changes.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn another_registrar_beside_glibc() {
+    let name = "homes::another_registrar_beside_glibc";
+    if has_registered().is_none() {
+        match registrar() {
+            Ok(library) if method() == Method::RestartableSequences => {
+                assert!(run_in_child(name, |command| {
+                    command.env("LD_PRELOAD", library);
+                }));
+            }
+            Ok(_) => println!("not tested: glibc registers nothing here"),
+            Err(reason) => println!("not tested: {reason}"),
+        }
+        return;
+    }
+    assert_eq!(has_registered(), Some(false), "the kernel has glibc's area");
+    assert_eq!(method(), Method::RestartableSequences);
+}
+
+/// A thread that is kept on one CPU is told so, and so is one whose process is: what a container does.
+#[test]
+fn the_cpus_that_a_thread_may_run_on() {
+    let online = online_cpus();
+    let all = allowed_cpus();
+    assert_eq!(global::allowed_cpus(), all);
+    assert!(all.iter().all(|cpu| online.contains(cpu)));
+    let is_possible = |cpu: &CpuId| global().units().possible().contains(*cpu);
+    assert!(online.iter().all(is_possible) && !online.contains(&stray_unit()));
+    for cpu in all {
+        let flags = PerCpu::<AtomicU32>::new().expect("there is memory");
+        on_cpu(cpu, || {
+            assert_eq!(global::allowed_cpus(), [cpu]);
+            assert_eq!(online_cpus(), online);
+            for copy in flags.iter_on(global::allowed_cpus()) {
+                let (_, flag) = copy.expect("a possible CPU");
+                flag.store(7, Relaxed);
+            }
+            let current = flags.current().expect("a possible CPU");
+            assert_eq!(current.load(Relaxed), 7);
+        });
+        let raised = flags.iter().filter(|(_, flag)| flag.load(Relaxed) == 7);
+        assert_eq!(raised.count(), 1);
+    }
 }
 
 define_per_cpu! {

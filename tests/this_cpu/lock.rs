@@ -6,8 +6,9 @@ use std::sync::mpsc;
 
 use pcpu::{CpuLock, LocalLock, PerCpu, StaticVar, define_per_cpu, global};
 
+use crate::child::run_in_child;
 use crate::storm::{Crew, mix};
-use crate::system::{allowed_cpus, keep_on, on_cpu, run_in_child};
+use crate::system::{allowed_cpus, keep_on, on_cpu};
 use crate::whirl::{Handlers, operations, whirl};
 
 define_per_cpu! {

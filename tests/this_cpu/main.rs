@@ -13,6 +13,8 @@
 #![cfg(target_os = "linux")]
 
 mod buffer;
+#[path = "../common/child.rs"]
+mod child;
 mod homes;
 mod lane;
 mod lock;

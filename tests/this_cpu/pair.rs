@@ -4,8 +4,9 @@ use std::cell::Cell;
 
 use pcpu::{CpuPair, Handle, LocalPair, PerCpu, StaticVar, define_per_cpu, global, this_cpu};
 
+use crate::child::run_in_child;
 use crate::storm::{Crew, mix};
-use crate::system::{allowed_cpus, on_cpu, run_in_child};
+use crate::system::{allowed_cpus, on_cpu};
 use crate::whirl::{Handlers, operations, whirl};
 
 define_per_cpu! {

@@ -1,7 +1,5 @@
 //! What the tests ask of Linux: on which CPUs a thread runs, signals to threads, to be without restartable sequences.
 
-use std::process::Command;
-
 use pcpu::unit::CpuId;
 
 /// Names a thread to the system; 0 is the caller.
@@ -113,26 +111,4 @@ pub fn unregister() -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 pub fn unregister() -> bool {
     false
-}
-
-/// Runs the test of this name in a process of its own, as `prepare` wants it. False if this is that process: then
-/// the test itself is to be run.
-pub fn run_in_child(test: &str, prepare: impl FnOnce(&mut Command)) -> bool {
-    const IS_CHILD: &str = "PCPU_TEST_CHILD";
-    if std::env::var_os(IS_CHILD).is_some() {
-        return false;
-    }
-    let program = std::env::current_exe().expect("a test has a file");
-    let mut command = Command::new(program);
-    command
-        .args([test, "--exact", "--nocapture"])
-        .env(IS_CHILD, "1");
-    prepare(&mut command);
-    let output = command.output().expect("a test can be run");
-    let printed = String::from_utf8_lossy(&output.stdout);
-    let complained = String::from_utf8_lossy(&output.stderr);
-    print!("{printed}{complained}");
-    assert!(output.status.success(), "{}", output.status);
-    assert!(printed.contains("1 passed"), "there is no test {test}");
-    true
 }

@@ -5,7 +5,7 @@
 //! interrupted, which aborts the sequence there; a thread that is not running was preempted, which aborts its own.
 //! The cost is that of the interrupts, some microseconds.
 
-use std::sync::OnceLock;
+use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use rustix::io::Errno;
 use rustix::thread::{MembarrierCommand, membarrier};
@@ -18,9 +18,22 @@ fn register() -> Result<(), Errno> {
 }
 
 /// Whether the system grants the fence; the first answer stands.
+///
+/// No thread waits for another's answer: in a forked child that other thread would not be there.
 pub(super) fn is_granted() -> bool {
-    static IS_GRANTED: OnceLock<bool> = OnceLock::new();
-    *IS_GRANTED.get_or_init(|| register().is_ok())
+    const UNKNOWN: u8 = 0;
+    const GRANTED: u8 = 1;
+    const REFUSED: u8 = 2;
+    static ANSWER: AtomicU8 = AtomicU8::new(UNKNOWN);
+    let mut answer = ANSWER.load(Relaxed);
+    if answer == UNKNOWN {
+        let own = if register().is_ok() { GRANTED } else { REFUSED };
+        answer = match ANSWER.compare_exchange(UNKNOWN, own, Relaxed, Relaxed) {
+            Ok(_) => own,
+            Err(first) => first,
+        };
+    }
+    answer == GRANTED
 }
 
 /// The fence.
