@@ -1,0 +1,209 @@
+//! What an instance costs in real memory: resident pages, page tables and mappings, as the system counts them.
+//!
+//! Each test runs in a process of its own, for the figures are those of a whole process.
+
+#![cfg(target_os = "linux")]
+
+#[path = "common/child.rs"]
+mod child;
+
+use std::fmt;
+use std::fs;
+
+use pcpu::allocator::PerCpuAllocator;
+use pcpu::backing::mmap::{Mmap, Placement};
+use pcpu::embed;
+use pcpu::global::GlobalAllocator;
+use pcpu::unit::{CpuId, EvenNodes, FirstChunkSpec, Template, UnitPlan, storage_words};
+use pcpu::{CpuCell, LocalCell, PerCpu, Request, global};
+
+use child::run_in_child;
+
+/// Objects of the tests, and their size.
+const OBJECTS: usize = 10_000;
+const OBJECT_BYTES: usize = 64;
+
+/// What a process has at one time.
+#[derive(Debug, Clone, Copy)]
+struct Usage {
+    /// Memory of all kinds, files included.
+    resident_bytes: u64,
+    /// Memory that no file is behind.
+    anonymous_bytes: u64,
+    page_table_bytes: u64,
+    mappings: u64,
+}
+
+impl Usage {
+    fn now() -> Self {
+        let rollup = fs::read_to_string("/proc/self/smaps_rollup").expect("Linux 4.14 has it");
+        let status = fs::read_to_string("/proc/self/status").expect("every Linux has it");
+        let maps = fs::read_to_string("/proc/self/maps").expect("every Linux has it");
+        Self {
+            resident_bytes: field(&rollup, "Rss:"),
+            anonymous_bytes: field(&rollup, "Anonymous:"),
+            page_table_bytes: field(&status, "VmPTE:"),
+            mappings: maps.lines().count() as u64,
+        }
+    }
+
+    /// What has come since `earlier`.
+    fn since(&self, earlier: &Self) -> Growth {
+        let grown = |now: u64, then: u64| now as i64 - then as i64;
+        Growth {
+            resident_bytes: grown(self.resident_bytes, earlier.resident_bytes),
+            anonymous_bytes: grown(self.anonymous_bytes, earlier.anonymous_bytes),
+            page_table_bytes: grown(self.page_table_bytes, earlier.page_table_bytes),
+            mappings: grown(self.mappings, earlier.mappings),
+        }
+    }
+}
+
+/// A figure that the system gives in kB.
+fn field(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.trim().strip_suffix("kB"));
+    let kib: u64 = number.expect(name).trim().parse().expect(name);
+    kib * 1024
+}
+
+/// A difference of two [`Usage`]s.
+#[derive(Debug, Clone, Copy)]
+struct Growth {
+    resident_bytes: i64,
+    anonymous_bytes: i64,
+    page_table_bytes: i64,
+    mappings: i64,
+}
+
+impl Growth {
+    /// Memory that is in use because of it.
+    fn bytes(&self) -> i64 {
+        self.resident_bytes + self.page_table_bytes
+    }
+}
+
+impl fmt::Display for Growth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:>8} bytes resident ({} of them anonymous), {} of page tables, {} mappings",
+            self.resident_bytes, self.anonymous_bytes, self.page_table_bytes, self.mappings
+        )
+    }
+}
+
+/// An instance as a process has it, on a machine of `cpus` possible CPUs.
+fn instance(cpus: u32) -> GlobalAllocator {
+    let spec = FirstChunkSpec {
+        atom_bytes: 4096,
+        dyn_bytes: 20 << 10,
+        min_unit_bytes: 256 << 10,
+        ..FirstChunkSpec::default()
+    };
+    let topology = EvenNodes::new(cpus, 1).expect("a machine");
+    let (mut words, mut offsets) = (vec![0; storage_words(cpus)], vec![0; cpus as usize]);
+    let plan = UnitPlan::embed(&spec, &topology, &mut words).expect("a plan");
+    let mut memory = Mmap::reserve(&plan, 1 << 30, Placement::Any).expect("address space");
+    let template = Template {
+        bytes: &[],
+        base: memory.neutral_base(),
+    };
+    let first_chunk =
+        embed::build(plan, template, &mut offsets, &mut memory).expect("a first chunk");
+    // SAFETY: the first chunk lies in `memory`, which the instance takes over.
+    let made = unsafe { PerCpuAllocator::new(memory, &first_chunk, *global().policy()) };
+    made.expect("an instance")
+}
+
+/// 256 possible CPUs, of which two ever come.
+#[test]
+fn cpus_that_never_come_cost_nothing() {
+    if run_in_child("cpus_that_never_come_cost_nothing", |_| ()) {
+        return;
+    }
+    let start = Usage::now();
+    let pcpu = instance(256);
+    println!("set up:  {}", Usage::now().since(&start));
+    let cpus = [0, 1].map(CpuId::new);
+    for cpu in cpus {
+        pcpu.bring_up(cpu).expect("a possible CPU");
+    }
+    // What the test itself remembers has its memory before.
+    let mut areas = vec![usize::MAX; OBJECTS];
+    let base = Usage::now();
+
+    let request = Request::new(OBJECT_BYTES, 8);
+    areas.fill_with(|| pcpu.allocate(&request).expect("there is memory"));
+    for cpu in cpus {
+        for &area in &areas {
+            let address = pcpu.per_cpu_address(area, cpu).expect("a possible CPU");
+            let object = std::ptr::with_exposed_provenance_mut::<[u8; OBJECT_BYTES]>(address);
+            // SAFETY: the area is allocated, has memory on this CPU, and nobody else knows of it.
+            unsafe {
+                assert_eq!(*object, [0; OBJECT_BYTES]);
+                *object = [cpu.get() as u8 + 1; OBJECT_BYTES];
+            }
+        }
+    }
+    let filled = Usage::now().since(&base);
+    println!("written: {filled}");
+    println!("metadata: {} bytes", pcpu.stats().metadata_bytes);
+    let payload_bytes = (OBJECTS * OBJECT_BYTES * cpus.len()) as i64;
+    assert!(filled.anonymous_bytes > payload_bytes * 9 / 10, "{filled}");
+    assert!(filled.bytes() <= 1_400_000, "{filled}");
+
+    // A few stay, so that no chunk goes as a whole.
+    for area in areas.chunks(1000).flat_map(|some| &some[1..]) {
+        // SAFETY: allocated above, and not used any more.
+        unsafe { pcpu.free(*area) }.expect("it is allocated");
+    }
+    pcpu.trim(0);
+    assert_eq!(pcpu.stats().chunks_destroyed, 0);
+    let emptied = Usage::now().since(&base);
+    println!("freed:   {emptied}");
+    // What stays: the first chunk, a page where an area is left, and metadata.
+    assert!(emptied.bytes() <= 300_000, "{emptied}");
+}
+
+/// Owners in the process's own instance, each used on one CPU.
+#[test]
+fn an_owner_costs_its_bytes_on_the_cpu_that_uses_it() {
+    if run_in_child("an_owner_costs_its_bytes_on_the_cpu_that_uses_it", |_| ()) {
+        return;
+    }
+    keep_on_this_cpu();
+    let mut owners = Vec::new();
+    owners.resize_with(OBJECTS, || None);
+    LocalCell::inc(&PerCpu::<CpuCell<u64>>::new().expect("there is memory"));
+    let base = Usage::now();
+
+    for owner in &mut owners {
+        let cells = PerCpu::<[CpuCell<u64>; 8]>::new().expect("there is memory");
+        // SAFETY: the owner lives on, and the cells are changed by operations only.
+        unsafe { pcpu::this_cpu::add(cells.as_ptr().cast::<CpuCell<u64>>(), 1) };
+        *owner = Some(cells);
+    }
+    let filled = Usage::now().since(&base);
+    println!("used:  {filled}");
+    let payload_bytes = (OBJECTS * OBJECT_BYTES) as i64;
+    assert!(filled.anonymous_bytes > payload_bytes * 9 / 10, "{filled}");
+    assert!(filled.bytes() <= payload_bytes + 120_000, "{filled}");
+
+    owners.iter_mut().for_each(|owner| *owner = None);
+    global().trim(0);
+    let emptied = Usage::now().since(&base);
+    println!("freed: {emptied}");
+    assert!(emptied.bytes() <= 120_000, "{emptied}");
+}
+
+/// Lets the calling thread run on the CPU only that it is on.
+fn keep_on_this_cpu() {
+    // SAFETY: a set of CPUs is an array of integers; the set asserts that the id is below its size.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(libc::sched_getcpu() as usize, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set)
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
