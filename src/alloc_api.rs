@@ -18,8 +18,9 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use lock_api::RawMutex;
 use zerocopy::FromZeros;
 
-use crate::allocator::PerCpuAllocator;
+use crate::allocator::{PerCpuAllocator, Region};
 use crate::backing::Backing;
+use crate::cpus::Units;
 use crate::request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
 use crate::this_cpu::LocalOps;
 use crate::unit::CpuId;
@@ -60,8 +61,13 @@ use crate::unit::CpuId;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
+/// Everything else in the crate reaches the instance through the functions that [`allocator`](Self::allocator) is only the
+/// default of: in a library that is loaded at run time there is no allocator of its own, and a host answers them
+/// ([`crate::module`](mod@crate::module)).
+///
 /// # Safety
-/// [`allocator`](Self::allocator) always returns the same instance, and no other domain returns that one.
+/// [`allocator`](Self::allocator) always returns the same instance, and no other domain returns that one. The functions
+/// with a default do for that instance what the default does.
 pub unsafe trait Domain: Sized + 'static {
     /// Where the instance's memory comes from.
     type Backing: Backing + 'static;
@@ -76,6 +82,46 @@ pub unsafe trait Domain: Sized + 'static {
     /// The CPU that the caller runs on. It may be another one by the time the caller looks at the answer, unless
     /// something keeps it there.
     fn current_cpu() -> CpuId;
+
+    /// Where the units lie, and which CPUs there are.
+    #[inline]
+    fn units() -> &'static Units {
+        Self::allocator().units()
+    }
+
+    /// [`PerCpuAllocator::allocate`].
+    ///
+    /// # Errors
+    /// As there.
+    fn allocate(request: &Request) -> Result<usize, AllocError> {
+        Self::allocator().allocate(request)
+    }
+
+    /// [`PerCpuAllocator::free_with`].
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn free(address: usize, flags: FreeFlags) -> Result<(), FreeError> {
+        // SAFETY: the promise of the caller.
+        unsafe { Self::allocator().free_with(address, flags) }
+    }
+
+    /// [`PerCpuAllocator::bring_up`].
+    ///
+    /// # Errors
+    /// As there.
+    fn bring_up(cpu: CpuId) -> Result<(), CpuError> {
+        Self::allocator().bring_up(cpu)
+    }
+
+    /// The region that a neutral address lies in; `None` if it is none of this instance.
+    fn region(neutral: usize) -> Option<Region> {
+        let info = Self::allocator().address_info(neutral)?;
+        Some(info.region)
+    }
 }
 
 /// The instance of a Linux process, made when it is first used: see [`mod@crate::global`].
@@ -299,7 +345,7 @@ pub fn alloc_percpu_with<T: FromZeros, D: Domain>(
 /// # Errors
 /// [`AllocError`].
 pub fn alloc_percpu_bytes<D: Domain>(request: &Request) -> Result<PerCpuPtr<u8, D>, AllocError> {
-    let address = D::allocator().allocate(request)?;
+    let address = D::allocate(request)?;
     // The window's base is no less than the address of the first chunk, and no mapping begins at 0.
     PerCpuPtr::from_neutral(address).ok_or(AllocError::Backing(
         crate::backing::BackingError::OutOfAddressSpace,
@@ -316,7 +362,7 @@ pub fn alloc_percpu_bytes<D: Domain>(request: &Request) -> Result<PerCpuPtr<u8, 
 /// that will free it itself.
 pub unsafe fn free_percpu<T, D: Domain>(variable: PerCpuPtr<T, D>) -> Result<(), FreeError> {
     // SAFETY: the promise of the caller.
-    unsafe { D::allocator().free(variable.neutral()) }
+    unsafe { D::free(variable.neutral(), FreeFlags::empty()) }
 }
 
 /// [`free_percpu`] with flags.
@@ -331,7 +377,7 @@ pub unsafe fn free_percpu_with<T, D: Domain>(
     flags: FreeFlags,
 ) -> Result<(), FreeError> {
     // SAFETY: the promise of the caller.
-    unsafe { D::allocator().free_with(variable.neutral(), flags) }
+    unsafe { D::free(variable.neutral(), flags) }
 }
 
 /// `cpu`'s copy of a variable, static or dynamic.
@@ -344,7 +390,7 @@ pub unsafe fn free_percpu_with<T, D: Domain>(
 #[inline]
 pub fn per_cpu_ptr<H: Handle>(variable: H, cpu: CpuId) -> Result<NonNull<H::Target>, CpuError> {
     let handle = variable.handle();
-    let address = H::Domain::allocator().per_cpu_address(handle.neutral(), cpu)?;
+    let address = H::Domain::units().copy_of(handle.neutral(), cpu)?;
     Ok(non_null(address, handle.neutral()))
 }
 
@@ -359,8 +405,8 @@ pub fn per_cpu_ptr<H: Handle>(variable: H, cpu: CpuId) -> Result<NonNull<H::Targ
 #[inline]
 pub fn this_cpu_ptr<H: Handle>(variable: H) -> Result<NonNull<H::Target>, CpuError> {
     let cpu = H::Domain::current_cpu();
-    if !H::Domain::allocator().units().materialised().contains(cpu) {
-        H::Domain::allocator().bring_up(cpu)?;
+    if !H::Domain::units().materialised().contains(cpu) {
+        H::Domain::bring_up(cpu)?;
     }
     per_cpu_ptr(variable, cpu)
 }

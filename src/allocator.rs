@@ -387,13 +387,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// [`CpuError`] if `cpu` is not possible.
     #[inline]
     pub fn per_cpu_address(&self, neutral: usize, cpu: CpuId) -> Result<usize, CpuError> {
-        match self.units.offset(cpu) {
-            Some(offset) => Ok(neutral.wrapping_add(offset)),
-            None => Err(CpuError::NotPossible {
-                cpu,
-                nr_cpu_ids: self.units.nr_cpu_ids(),
-            }),
-        }
+        self.units.copy_of(neutral, cpu)
     }
 
     fn lock(&self, may_try_only: bool) -> Option<MutexGuard<'_, R, State>> {

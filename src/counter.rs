@@ -218,7 +218,7 @@ impl<D: Domain> BatchCounter<D> {
     /// number of units in use. Those are the CPUs ever used, and the stray unit of a process; the bound grows when
     /// another one comes into use.
     pub fn error_bound(&self) -> u64 {
-        u64::from(self.bound) * u64::from(D::allocator().units().materialised().count())
+        u64::from(self.bound) * u64::from(D::units().materialised().count())
     }
 
     /// The value: exact if no add is in progress; otherwise it may lack what an add in progress may be off by, see

@@ -158,9 +158,8 @@ pub trait LocalLock<T: Send>: Live<Target = CpuLock<T>, Domain = Global> + Sized
     /// # Panics
     /// If the thread has the value already.
     fn with_on<R>(&self, cpu: CpuId, work: impl FnOnce(&mut T) -> R) -> Result<R, LockError> {
-        let allocator = Global::allocator();
-        if !allocator.units().materialised().contains(cpu) {
-            allocator.bring_up(cpu).map_err(LockError::Cpu)?;
+        if !Global::units().materialised().contains(cpu) {
+            Global::bring_up(cpu).map_err(LockError::Cpu)?;
         }
         let copy = per_cpu_ptr(self, cpu).map_err(LockError::Cpu)?;
         // SAFETY: the variable is live; a `CpuLock` is shared by its locks.

@@ -9,6 +9,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::metadata::{BlockLayout, MetaSlice};
+use crate::request::CpuError;
 use crate::unit::{CpuId, FirstChunk, NodeId};
 
 /// The offset that marks a CPU that is not possible: odd, while units are at least granule aligned.
@@ -20,7 +21,8 @@ pub struct CpuSet {
 }
 
 /// An atomic word that can be laid out many times.
-#[derive(Default)]
+#[derive(Debug, Default)]
+#[repr(transparent)]
 struct AtomicU64Word(AtomicU64);
 
 impl Clone for AtomicU64Word {
@@ -134,6 +136,20 @@ impl UnitsLayout {
     }
 }
 
+/// Where the arrays of a [`Units`] lie, for another build of this crate to read: nothing in it depends on how Rust lays out
+/// its types.
+#[cfg(all(feature = "std", target_os = "linux"))]
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct UnitTables {
+    /// The length of the next two; the sets have a bit for each, in words of 64.
+    nr_cpu_ids: usize,
+    offsets: *const usize,
+    nodes: *const u32,
+    possible: *const AtomicU64Word,
+    materialised: *const AtomicU64Word,
+}
+
 /// Where every CPU's unit lies.
 #[derive(Debug)]
 pub struct Units {
@@ -189,6 +205,47 @@ impl Units {
         units
     }
 
+    /// Where the arrays lie.
+    #[cfg(all(feature = "std", target_os = "linux"))]
+    pub(crate) fn tables(&self) -> UnitTables {
+        UnitTables {
+            nr_cpu_ids: self.offsets.len(),
+            offsets: self.offsets.as_ptr(),
+            nodes: self.nodes.as_ptr(),
+            possible: self.possible.words.as_ptr(),
+            materialised: self.materialised.words.as_ptr(),
+        }
+    }
+
+    /// A view of the units of another build of this crate: to read, and to see CPUs come up.
+    ///
+    /// # Safety
+    /// The tables are those of [`tables`](Self::tables), of units that stay for good.
+    #[cfg(all(feature = "std", target_os = "linux"))]
+    pub(crate) unsafe fn of_tables(tables: &UnitTables) -> Self {
+        let len = tables.nr_cpu_ids;
+        let words = CpuSet::words_for(len as u32);
+        // SAFETY: the arrays have these lengths and stay for good (promise of the caller); all that is done with them here is
+        // to read them, the words of the sets one by one.
+        unsafe {
+            Self {
+                offsets: MetaSlice::view(tables.offsets, len),
+                nodes: MetaSlice::view(tables.nodes, len),
+                possible: CpuSet {
+                    words: MetaSlice::view(tables.possible, words),
+                },
+                materialised: CpuSet {
+                    words: MetaSlice::view(tables.materialised, words),
+                },
+                populated_for: [const {
+                    CpuSet {
+                        words: MetaSlice::empty(),
+                    }
+                }; 2],
+            }
+        }
+    }
+
     /// What shifts a neutral address to `cpu`'s copy: `copy = neutral + offset`, wrapping. `None` if `cpu` is not
     /// possible.
     #[inline]
@@ -197,6 +254,21 @@ impl Units {
             .get(cpu.index())
             .copied()
             .filter(|&offset| offset != NOT_POSSIBLE)
+    }
+
+    /// `cpu`'s copy of what is at a neutral address: one addition.
+    ///
+    /// # Errors
+    /// [`CpuError`] if `cpu` is not possible.
+    #[inline]
+    pub(crate) fn copy_of(&self, neutral: usize, cpu: CpuId) -> Result<usize, CpuError> {
+        match self.offset(cpu) {
+            Some(offset) => Ok(neutral.wrapping_add(offset)),
+            None => Err(CpuError::NotPossible {
+                cpu,
+                nr_cpu_ids: self.nr_cpu_ids(),
+            }),
+        }
     }
 
     /// The node of `cpu`'s memory, as the topology gave it. `None` if `cpu` is not possible.

@@ -37,9 +37,11 @@
 //! A process cannot. A thread may be taken to another CPU between any two instructions: an affinity of one CPU is
 //! changed from outside and given up when that CPU goes offline, and does not keep other threads away. That is why there is
 //! no guard here that holds a CPU for longer than one operation, and why [`PerCpu::current`](crate::PerCpu::current) lends
-//! a copy that others may use as well. What takes several steps on one copy needs a lock in the copy, or a
-//! [`cmpxchg`](crate::LocalCell::cmpxchg).
+//! a copy that others may use as well. What takes several steps on one copy needs a lock in the copy
+//! ([`cpu_lock`](crate::cpu_lock)), or a closure that ends with one store ([`update`](crate::LocalCell::update)).
 
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, Ordering};
 use std::boxed::Box;
 use std::error::Error;
 use std::string::{String, ToString};
@@ -50,11 +52,13 @@ use std::vec::Vec;
 use zerocopy::FromZeros;
 
 use crate::alloc_api::{Domain, Global, PerCpuPtr, alloc_percpu_in};
-use crate::allocator::{PerCpuAllocator, Policy, UpkeepBy};
+use crate::allocator::{PerCpuAllocator, Policy, Region, UpkeepBy};
 use crate::backing::mmap::{Mmap, Placement};
+use crate::cpus::Units;
 use crate::embed;
+use crate::module;
 use crate::page;
-use crate::request::AllocError;
+use crate::request::{AllocError, CpuError, FreeError, FreeFlags, Request};
 use crate::static_var;
 use crate::this_cpu::{
     self,
@@ -139,6 +143,68 @@ unsafe impl Domain for Global {
     fn current_cpu() -> CpuId {
         CpuId::new(rustix::thread::sched_getcpu() as u32)
     }
+
+    #[inline]
+    fn units() -> &'static Units {
+        match NonNull::new(UNITS.load(Ordering::Acquire)) {
+            // SAFETY: `use_units` was given a reference that lives as long as the process, or until a module is detached,
+            // after which nobody uses it.
+            Some(units) => unsafe { units.as_ref() },
+            None => find_units(),
+        }
+    }
+
+    fn allocate(request: &Request) -> Result<usize, AllocError> {
+        match module::host() {
+            Some(host) => host.allocate(request),
+            None => process().allocator.allocate(request),
+        }
+    }
+
+    unsafe fn free(address: usize, flags: FreeFlags) -> Result<(), FreeError> {
+        // SAFETY: the promise of the caller.
+        unsafe {
+            match module::host() {
+                Some(host) => host.free(address, flags),
+                None => process().allocator.free_with(address, flags),
+            }
+        }
+    }
+
+    fn bring_up(cpu: CpuId) -> Result<(), CpuError> {
+        match module::host() {
+            Some(host) => host.bring_up(cpu),
+            None => process().allocator.bring_up(cpu),
+        }
+    }
+
+    fn region(neutral: usize) -> Option<Region> {
+        match module::host() {
+            Some(host) => host.region(neutral),
+            None => Some(process().allocator.address_info(neutral)?.region),
+        }
+    }
+}
+
+/// The units of the instance; null until they are first asked for, and in a module that is not attached.
+static UNITS: AtomicPtr<Units> = AtomicPtr::new(ptr::null_mut());
+
+/// Notes the units of the instance.
+pub(crate) fn use_units(units: Option<&'static Units>) {
+    let units = units.map_or(ptr::null_mut(), |units| ptr::from_ref(units).cast_mut());
+    UNITS.store(units, Ordering::Release);
+}
+
+#[cold]
+fn find_units() -> &'static Units {
+    match module::host() {
+        Some(host) => host.units(),
+        None => {
+            let units = process().allocator.units();
+            use_units(Some(units));
+            units
+        }
+    }
 }
 
 /// Allocates a variable in the process: a `T` of zero bytes on every CPU.
@@ -169,24 +235,31 @@ pub fn alloc_percpu<T: FromZeros>() -> Result<PerCpuPtr<T>, AllocError> {
 /// The allocator of the process.
 ///
 /// # Panics
-/// If the system grants no address space for it, or does not say which CPUs it has.
+/// If the system grants no address space for it, or does not say which CPUs it has; and in a
+/// [module](mod@crate::module), whose host has it.
 pub fn global() -> &'static GlobalAllocator {
     Global::allocator()
 }
 
 /// The first chunk of the process as Linux's boot log would tell of it.
+///
+/// # Panics
+/// As [`global`].
 pub fn boot_log() -> &'static str {
     &process().boot_log
 }
 
 /// How the process's operations on the current CPU's copies are done.
 pub fn method() -> Method {
-    process().method
+    match module::host() {
+        Some(host) => host.method(),
+        None => process().method,
+    }
 }
 
 /// The CPU id of the stray unit: the copies of threads that are not registered with the kernel.
 pub fn stray_unit() -> CpuId {
-    CpuId::new(global().units().nr_cpu_ids() - 1)
+    CpuId::new(Global::units().nr_cpu_ids() - 1)
 }
 
 /// The CPUs that are online now, in order: those that a thread may be running on. A moment later there may be others.
@@ -230,7 +303,7 @@ fn among_possible(cpus: Option<Vec<CpuId>>) -> Vec<CpuId> {
     let is_cpu = |cpu: &CpuId| *cpu < stray_unit();
     match cpus {
         Some(cpus) => cpus.into_iter().filter(is_cpu).collect(),
-        None => global().units().possible().iter().filter(is_cpu).collect(),
+        None => Global::units().possible().iter().filter(is_cpu).collect(),
     }
 }
 
@@ -248,7 +321,7 @@ pub(crate) fn materialise_up_to(cpu: CpuId) -> bool {
 /// that interrupted anything.
 pub(crate) fn current_copy(neutral: usize) -> usize {
     let cpu = Global::current_cpu();
-    let units = global().units();
+    let units = Global::units();
     match units.offset(cpu) {
         Some(offset) => {
             if !units.materialised().contains(cpu) {
@@ -262,7 +335,7 @@ pub(crate) fn current_copy(neutral: usize) -> usize {
 
 /// Gives a CPU copies of its own, which needs neither a lock nor memory here, and so cannot fail for a CPU that is there.
 fn materialise(cpu: CpuId) {
-    let brought_up = global().bring_up(cpu);
+    let brought_up = Global::bring_up(cpu);
     debug_assert_eq!(brought_up, Ok(()));
 }
 
@@ -270,10 +343,14 @@ fn materialise(cpu: CpuId) {
 pub(crate) fn stray_copy(neutral: usize) -> usize {
     let stray = stray_unit();
     materialise(stray);
-    neutral.wrapping_add(global().units().offset(stray).unwrap_or(0))
+    neutral.wrapping_add(Global::units().offset(stray).unwrap_or(0))
 }
 
 fn process() -> &'static Process {
+    assert!(
+        !module::is_module(),
+        "the per-CPU allocator is the host's; a module reaches it by handles only (pcpu::module)"
+    );
     match set_up() {
         Ok(process) => process,
         Err(error) => panic!("the per-CPU allocator of the process cannot be set up: {error}"),
@@ -285,7 +362,7 @@ fn set_up() -> &'static Result<Process, String> {
     static PROCESS: OnceLock<Result<Process, String>> = OnceLock::new();
     PROCESS.get_or_init(|| {
         let process = Process::new().map_err(|error| error.to_string())?;
-        static_var::set_neutral_base(process.allocator.neutral_base());
+        static_var::Template::of_this_object().place_at(process.allocator.neutral_base());
         fork::register().map_err(|error| error.to_string())?;
         Ok(process)
     })
@@ -293,8 +370,10 @@ fn set_up() -> &'static Result<Process, String> {
 
 /// Runs before `main`, so that the handles of static variables are known from then on.
 extern "C" fn before_main() {
-    // What fails is told to whoever uses the instance.
-    let _ = set_up();
+    if !module::is_module() {
+        // What fails is told to whoever uses the instance.
+        let _ = set_up();
+    }
 }
 
 #[used]
@@ -328,7 +407,10 @@ impl Process {
         stride_bytes: usize,
         detect: impl FnOnce() -> Method,
     ) -> Result<Self, Box<dyn Error>> {
-        let template = static_var::template();
+        let layout = static_var::Template::of_this_object();
+        let mut template = vec![0; layout.bytes];
+        // SAFETY: the block is as long as the template, and the template is that of the object that runs.
+        unsafe { layout.write_to(template.as_mut_ptr()) };
         let page_bytes = rustix::param::page_size();
         let spec = FirstChunkSpec {
             static_bytes: template.len(),
@@ -353,7 +435,7 @@ impl Process {
         };
         let mut memory = Mmap::reserve(&plan, stride_bytes, placement)?;
         let template = Template {
-            bytes: template,
+            bytes: &template,
             base: memory.neutral_base(),
         };
         let first_chunk = match kind {

@@ -65,6 +65,7 @@
 //! # Features
 //!
 //! - `std` (default): the Linux process as a home: [`global`](mod@global), [`backing::mmap`], [`backing::sim`].
+//! - `unloadable`: for shared libraries that are unmapped while the process goes on; see [`module`](mod@module#unloading).
 
 #![no_std]
 
@@ -85,6 +86,8 @@ mod field;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub mod global;
 mod metadata;
+#[cfg(all(feature = "std", target_os = "linux"))]
+pub mod module;
 mod owner;
 pub mod page;
 pub mod refcount;
@@ -110,7 +113,10 @@ pub use owner::{InitError, PerCpu, RemoteCell, Shape};
 pub use refcount::{Ref, RefCount};
 pub use request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
 #[cfg(all(feature = "std", target_os = "linux"))]
-pub use static_var::{Initial, StaticVar, handle_of};
+pub use static_var::{CACHE_LINE_BYTES, Initial, Section, StaticVar};
+#[cfg(all(feature = "std", target_os = "linux"))]
+#[doc(hidden)]
+pub use static_var::{OnOwnLines, OnOwnPages, handle_of};
 pub use this_cpu::{
     Chain, CpuBuffer, CpuCell, CpuPair, CpuStack, Full, Link, LocalBuffer, LocalCell, LocalPair,
     LocalStack, Node, NodePointer,

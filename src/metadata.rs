@@ -37,6 +37,28 @@ impl<T: Clone> MetaSlice<T> {
     }
 }
 
+#[cfg(all(feature = "std", target_os = "linux"))]
+impl<T> MetaSlice<T> {
+    /// An array of nothing.
+    pub(crate) const fn empty() -> Self {
+        Self {
+            first: NonNull::dangling(),
+            len: 0,
+        }
+    }
+
+    /// An array that somebody else has made.
+    ///
+    /// # Safety
+    /// There are `len` aligned values at `first`, which live as long as the result, and are never changed through it but by
+    /// means of a shared reference.
+    pub(crate) unsafe fn view(first: *const T, len: usize) -> Self {
+        // SAFETY: values are at no null pointer (promise of the caller).
+        let first = unsafe { NonNull::new_unchecked(first.cast_mut()) };
+        Self { first, len }
+    }
+}
+
 impl<T> Deref for MetaSlice<T> {
     type Target = [T];
 

@@ -248,8 +248,7 @@ impl<T: ?Sized + Shape, D: Domain> PerCpu<T, D> {
         T: Sync,
     {
         // A CPU of this set needs no bringing up, and there is no other error.
-        D::allocator()
-            .units()
+        D::units()
             .materialised()
             .iter()
             .filter_map(|cpu| Some((cpu, self.get(cpu).ok()?)))
@@ -268,15 +267,11 @@ impl<T: ?Sized + Shape, D: Domain> PerCpu<T, D> {
     /// ```
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (CpuId, &mut T)> {
         let (first, len) = (self.first, self.len);
-        D::allocator()
-            .units()
-            .materialised()
-            .iter()
-            .filter_map(move |cpu| {
-                let mut copy = T::copy(per_cpu_ptr(first, cpu).ok()?, len);
-                // SAFETY: the copy is a valid `T`; the owner is borrowed mutably, and every CPU's copy is lent once.
-                Some((cpu, unsafe { copy.as_mut() }))
-            })
+        D::units().materialised().iter().filter_map(move |cpu| {
+            let mut copy = T::copy(per_cpu_ptr(first, cpu).ok()?, len);
+            // SAFETY: the copy is a valid `T`; the owner is borrowed mutably, and every CPU's copy is lent once.
+            Some((cpu, unsafe { copy.as_mut() }))
+        })
     }
 
     /// The copies of any CPUs: the possible ones, the online ones, a cpuset. CPUs that have no memory of their own yet are
@@ -310,8 +305,8 @@ impl<T: ?Sized + Shape, D: Domain> PerCpu<T, D> {
     /// `cpu`'s copy, which may be written from now on.
     #[inline]
     fn materialised_copy(&self, cpu: CpuId) -> Result<NonNull<T>, CpuError> {
-        if !D::allocator().units().materialised().contains(cpu) {
-            D::allocator().bring_up(cpu)?;
+        if !D::units().materialised().contains(cpu) {
+            D::bring_up(cpu)?;
         }
         Ok(T::copy(per_cpu_ptr(self.first, cpu)?, self.len))
     }

@@ -1,51 +1,32 @@
 //! Static per-CPU variables.
 //!
-//! [`define_per_cpu!`](crate::define_per_cpu) puts a variable's initial value into a section of its own. That section
-//! is the template of the static region: the builder of the first chunk copies it into every unit, and from then on
-//! only the copies are used. A variable's handle is its place in the template, counted from the neutral address of the
-//! first chunk.
-
-use core::cell::UnsafeCell;
-use core::mem::align_of;
-use core::ops::Range;
-use core::sync::atomic::{AtomicUsize, Ordering};
+//! [`define_per_cpu!`](crate::define_per_cpu) puts a variable's initial value into one of the sections of [`section`].
+//! Together they are the template of the static region: the builder of the first chunk copies it into every unit, and
+//! from then on only the copies are used. A variable's handle is its place in the template, counted from the neutral
+//! address of the first chunk. In a library that is loaded at run time the template is copied to an area that the host
+//! gives it: [`crate::module`].
 
 use crate::alloc_api::{Global, Handle, PerCpuPtr, per_cpu_ptr};
 use crate::request::CpuError;
 use crate::unit::CpuId;
 
-/// The initial value of a static per-CPU variable, in the template section.
-///
-/// It is never used as a `T`: its bytes are what the copies start from.
-#[derive(Debug)]
-#[repr(transparent)]
-pub struct Initial<T>(UnsafeCell<T>);
+mod section;
 
-// SAFETY: nothing reads or writes the value through this type; the copies are shared, and need `T: Sync`.
-unsafe impl<T: Sync> Sync for Initial<T> {}
-
-impl<T> Initial<T> {
-    /// An initial value.
-    pub const fn new(value: T) -> Self {
-        const {
-            assert!(
-                align_of::<T>() <= 4096,
-                "a static per-CPU variable is aligned to a page at most"
-            )
-        };
-        Self(UnsafeCell::new(value))
-    }
-}
+pub use section::{CACHE_LINE_BYTES, Initial, OnOwnLines, OnOwnPages, Section};
+pub(crate) use section::{Template, is_without_place};
 
 /// What names a static per-CPU variable: every variable of [`define_per_cpu!`](crate::define_per_cpu).
 ///
 /// # Safety
-/// `initial` lies in the template section.
+/// `initial` lies in the section.
 pub unsafe trait StaticVar: Handle<Domain = Global> {
-    /// The variable's place in the template.
+    /// The section of the template that the variable lies in.
+    const SECTION: Section;
+
+    /// The variable's initial value.
     fn initial(&self) -> *const Initial<Self::Target>;
 
-    /// `cpu`'s copy.
+    /// `cpu`'s copy. In a [module](mod@crate::module) it is there until the module is detached.
     ///
     /// # Errors
     /// [`CpuError`] if `cpu` is not possible.
@@ -64,70 +45,28 @@ pub unsafe trait StaticVar: Handle<Domain = Global> {
 #[doc(hidden)]
 #[inline(always)]
 pub fn handle_of<V: StaticVar>(variable: &V) -> PerCpuPtr<V::Target, Global> {
-    let neutral = variable.initial().addr().wrapping_add(delta());
+    let neutral = variable.initial().addr().wrapping_add(delta::<V>());
     // SAFETY: neither the window of a process nor the template begins at address 0, and the variable lies in one of them.
     unsafe { PerCpuPtr::from_neutral_unchecked(neutral) }
 }
 
-/// From the template to the neutral window; 0 until the instance is set up, which is before `main`.
-static DELTA: AtomicUsize = AtomicUsize::new(0);
-
-/// Notes where the neutral window begins.
-pub(crate) fn set_neutral_base(base: usize) {
-    DELTA.store(base.wrapping_sub(section().start), Ordering::Release);
-}
-
-/// Whether a neutral address is one that was computed before the instance was set up.
-pub(crate) fn is_too_early(neutral: usize) -> bool {
-    section().contains(&neutral)
-}
-
+/// From where the linker put a variable to its place in neutral address space.
 #[inline(always)]
-fn delta() -> usize {
+fn delta<V: StaticVar>() -> usize {
     #[cfg(target_arch = "x86_64")]
     {
         let delta;
-        // SAFETY: reads a static of ours that is written once, before `main`. PC relative: no entry of the GOT is read.
+        // SAFETY: reads a static of ours that is written before any handle is used. PC relative: no entry of the GOT is
+        // read.
         unsafe {
-            core::arch::asm!("mov {delta}, qword ptr [rip + {symbol}]", delta = out(reg) delta, symbol = sym DELTA,
+            core::arch::asm!("mov {delta}, qword ptr [rip + {deltas} + {at}]", delta = out(reg) delta,
+                deltas = sym section::DELTAS, at = const size_of::<usize>() * V::SECTION as usize,
                 options(pure, nomem, nostack, preserves_flags));
         }
         delta
     }
     #[cfg(not(target_arch = "x86_64"))]
-    DELTA.load(Ordering::Relaxed)
-}
-
-unsafe extern "C" {
-    // The linker defines these two for a section whose name is an identifier.
-    #[link_name = "__start_pcpu_template"]
-    static SECTION_START: [u8; 0];
-    #[link_name = "__stop_pcpu_template"]
-    static SECTION_END: [u8; 0];
-}
-
-crate::define_per_cpu! {
-    /// Keeps the template section from being empty, so that the linker defines its borders.
-    static SECTION_ANCHOR: u8 = 0;
-}
-
-/// The addresses of the template section.
-fn section() -> Range<usize> {
-    // The anchor is referred to, or the linker may drop the section.
-    core::hint::black_box(SECTION_ANCHOR.initial());
-    (&raw const SECTION_START).addr()..(&raw const SECTION_END).addr()
-}
-
-/// The initial values of all static variables of the program.
-pub(crate) fn template() -> &'static [u8] {
-    let section = section();
-    // SAFETY: the linker places all of the section between its two symbols; nothing writes to it.
-    unsafe {
-        core::slice::from_raw_parts(
-            (&raw const SECTION_START).cast(),
-            section.end - section.start,
-        )
-    }
+    section::DELTAS[V::SECTION as usize].load(core::sync::atomic::Ordering::Relaxed)
 }
 
 /// Defines static per-CPU variables of a process, with the value that every CPU's copy starts from.
@@ -155,9 +94,139 @@ pub(crate) fn template() -> &'static [u8] {
 /// assert_eq!(per_cpu_ptr(&REQUESTS, cpu)?.as_ptr().cast_const(), same);
 /// # Ok::<(), pcpu::CpuError>(())
 /// ```
+///
+/// # Sections
+/// An attribute before `static` says where in the template a variable lies:
+///
+/// | attribute | what for |
+/// |---|---|
+/// | none | variables of the CPU's own; aligned to 128 bytes at most |
+/// | `#[percpu(cache_aligned)]` | what other CPUs write to as well: cache lines of its own |
+/// | `#[percpu(read_mostly)]` | what is hardly ever written: cache lines without anything that is written often |
+/// | `#[percpu(page_aligned)]` | pages of its own; any alignment up to a page of 4096 bytes |
+/// | `#[percpu(first)]` | the very start of the template: code that knows where its variable lies |
+///
+/// One variable of the program may be first; where there are several, the linker orders them. In a library that is
+/// loaded at run time the first one is at the start of the library's area.
+///
+/// ```standalone_crate
+/// use pcpu::{CpuCell, Handle, LocalCell, define_per_cpu, global};
+/// use std::sync::atomic::AtomicU64;
+///
+/// define_per_cpu! {
+///     /// Work that other CPUs hand over.
+///     #[percpu(cache_aligned)]
+///     static INBOX: AtomicU64 = AtomicU64::new(0);
+///     #[percpu(read_mostly)]
+///     static LIMIT: CpuCell<u32> = CpuCell::new(100);
+///     #[percpu(page_aligned)]
+///     static TABLE: [CpuCell<u64>; 512] = [const { CpuCell::new(0) }; 512];
+///     #[percpu(first)]
+///     static CANARY: CpuCell<u64> = CpuCell::new(0xbad);
+/// }
+///
+/// assert_eq!(CANARY.handle().neutral(), global().neutral_base());
+/// assert!(INBOX.handle().neutral().is_multiple_of(pcpu::CACHE_LINE_BYTES));
+/// assert!(TABLE.handle().neutral().is_multiple_of(4096));
+/// assert_eq!(LIMIT.read(), 100);
+/// ```
+///
+/// A greater alignment than a section has is refused by the compiler:
+///
+/// ```compile_fail,E0080
+/// #[repr(align(256))]
+/// struct Wide(u8);
+/// pcpu::define_per_cpu! {
+///     static WIDE: Wide = Wide(0);
+/// }
+/// # fn main() {}
+/// ```
+/// ```
+/// #[repr(align(256))]
+/// struct Wide(u8);
+/// pcpu::define_per_cpu! {
+///     #[percpu(page_aligned)]
+///     static WIDE: Wide = Wide(0);
+/// }
+/// # fn main() {}
+/// ```
+///
+/// So are two sections, and one that does not exist:
+///
+/// ```compile_fail
+/// pcpu::define_per_cpu! {
+///     #[percpu(read_mostly)]
+///     #[percpu(page_aligned)]
+///     static BOTH: u8 = 0;
+/// }
+/// # fn main() {}
+/// ```
+/// ```compile_fail
+/// pcpu::define_per_cpu! {
+///     #[percpu(page_alined)]
+///     static MISSPELT: u8 = 0;
+/// }
+/// # fn main() {}
+/// ```
 #[macro_export]
 macro_rules! define_per_cpu {
-    ($($(#[$meta:meta])* $vis:vis static $name:ident: $type:ty = $value:expr;)*) => {$(
+    ($($(#[$($attribute:tt)+])* $vis:vis static $name:ident: $type:ty = $value:expr;)*) => {$(
+        $crate::define_one_per_cpu! {
+            [] [] $(#[$($attribute)+])* $vis static $name: $type = $value;
+        }
+    )*};
+}
+
+/// One variable: finds `#[percpu(..)]` among its attributes, `[the section] [the attributes looked at] the rest`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! define_one_per_cpu {
+    ([] [$($seen:tt)*] #[percpu($section:ident)] $($rest:tt)*) => {
+        $crate::define_one_per_cpu! { [$section] [$($seen)*] $($rest)* }
+    };
+    ([$section:ident] [$($seen:tt)*] #[percpu($other:ident)] $($rest:tt)*) => {
+        compile_error!(concat!("a static per-CPU variable lies in one section, not in `", stringify!($section),
+            "` and `", stringify!($other), "`"));
+    };
+    // Lines of documentation come by the dozen, and a step for each would reach the limit of recursion.
+    ([$($section:ident)?] [$($seen:tt)*] #[doc = $a:literal] #[doc = $b:literal] #[doc = $c:literal]
+        #[doc = $d:literal] #[doc = $e:literal] #[doc = $f:literal] #[doc = $g:literal] #[doc = $h:literal]
+        $($rest:tt)*) => {
+        $crate::define_one_per_cpu! {
+            [$($section)?] [$($seen)* #[doc = $a] #[doc = $b] #[doc = $c] #[doc = $d] #[doc = $e] #[doc = $f]
+            #[doc = $g] #[doc = $h]] $($rest)*
+        }
+    };
+    ([$($section:ident)?] [$($seen:tt)*] #[$meta:meta] $($rest:tt)*) => {
+        $crate::define_one_per_cpu! { [$($section)?] [$($seen)* #[$meta]] $($rest)* }
+    };
+    ([] $attributes:tt $($rest:tt)*) => {
+        $crate::define_in_section! { "pcpu_template", Plain, Initial, $attributes $($rest)* }
+    };
+    ([first] $attributes:tt $($rest:tt)*) => {
+        $crate::define_in_section! { "pcpu_first", First, Initial, $attributes $($rest)* }
+    };
+    ([page_aligned] $attributes:tt $($rest:tt)*) => {
+        $crate::define_in_section! { "pcpu_page_aligned", PageAligned, OnOwnPages, $attributes $($rest)* }
+    };
+    ([read_mostly] $attributes:tt $($rest:tt)*) => {
+        $crate::define_in_section! { "pcpu_read_mostly", ReadMostly, Initial, $attributes $($rest)* }
+    };
+    ([cache_aligned] $attributes:tt $($rest:tt)*) => {
+        $crate::define_in_section! { "pcpu_cache_aligned", CacheAligned, OnOwnLines, $attributes $($rest)* }
+    };
+    ([$section:ident] $($rest:tt)*) => {
+        compile_error!(concat!("there is no section `", stringify!($section),
+            "` of static per-CPU variables; there are first, page_aligned, read_mostly, cache_aligned"));
+    };
+}
+
+/// One variable, whose section is known.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! define_in_section {
+    ($link:literal, $section:ident, $holder:ident,
+        [$(#[$meta:meta])*] $vis:vis static $name:ident: $type:ty = $value:expr;) => {
         // A type of its own for every variable, without fields: the variable's address is known from the type, so
         // that no access has to load it. Its name is the variable's, as a reader expects of a static.
         $(#[$meta])*
@@ -168,17 +237,22 @@ macro_rules! define_per_cpu {
         // The attributes again, for a variable may be there under a condition only.
         $(#[$meta])*
         const _: () = {
-            #[unsafe(link_section = "pcpu_template")]
-            static INITIAL: $crate::Initial<$type> = $crate::Initial::new($value);
+            // A name that the value and its type will not want for something else.
+            #[unsafe(link_section = $link)]
+            static __PCPU_INITIAL: $crate::$holder<$type> = $crate::$holder::new($value);
 
-            // SAFETY: static variables live as long as the process, and start as the initial value on every CPU.
+            // SAFETY: static variables live as long as the process, or until their library is detached, after which nobody
+            // uses them; and start as the initial value on every CPU.
             unsafe impl $crate::this_cpu::Live for $name {}
 
-            // SAFETY: `INITIAL` lies in the template section.
+            // SAFETY: `__PCPU_INITIAL` lies in the section.
             unsafe impl $crate::StaticVar for $name {
+                const SECTION: $crate::Section = $crate::Section::$section;
+
                 #[inline]
                 fn initial(&self) -> *const $crate::Initial<$type> {
-                    $crate::address_of_symbol!(INITIAL)
+                    // The initial value is where its holder begins.
+                    $crate::address_of_symbol!(__PCPU_INITIAL)
                 }
             }
 
@@ -192,7 +266,7 @@ macro_rules! define_per_cpu {
                 }
             }
         };
-    )*};
+    };
 }
 
 /// The address of a static, relative to the code: a plain `&raw const` of a static of another crate would load it from the
@@ -213,7 +287,7 @@ macro_rules! address_of_symbol {
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            &raw const $symbol
+            (&raw const $symbol).cast()
         }
     }};
 }

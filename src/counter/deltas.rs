@@ -22,7 +22,7 @@ impl<D: Domain> Deltas<D> {
 
     /// The sum, wrapping. A CPU that was never materialised has added nothing, and is not looked at.
     pub(crate) fn sum(&self) -> i64 {
-        let cpus = D::allocator().units().materialised();
+        let cpus = D::units().materialised();
         cpus.iter()
             .filter_map(|cpu| per_cpu_ptr(self.0, cpu).ok())
             // SAFETY: the variable is owned, so live; a `CpuCell` may be read from any CPU.

@@ -80,7 +80,7 @@ pub(super) fn try_made_by<T, D: Domain, E>(
     len: usize,
     mut init: impl FnMut(CpuId, usize) -> Result<T, E>,
 ) -> Result<PerCpuPtr<T, D>, InitError<E>> {
-    let units = D::allocator().units();
+    let units = D::units();
     let mut copies = Copies {
         area: allocate::<T, D>(len, AllocFlags::NO_ZERO)?,
         len,
@@ -90,7 +90,7 @@ pub(super) fn try_made_by<T, D: Domain, E>(
     // All of them before the first copy is made: memory is what is likeliest to lack.
     for cpu in units.possible().iter() {
         if !units.materialised().contains(cpu) {
-            D::allocator().bring_up(cpu).map_err(no_memory)?;
+            D::bring_up(cpu).map_err(no_memory)?;
         }
     }
     for cpu in units.possible().iter() {
@@ -113,12 +113,8 @@ pub(super) fn try_made_by<T, D: Domain, E>(
 }
 
 fn allocate<T, D: Domain>(len: usize, flags: AllocFlags) -> Result<PerCpuPtr<T, D>, AllocError> {
-    let bytes = size_of::<T>()
-        .checked_mul(len)
-        .ok_or(AllocError::TooLarge {
-            bytes: usize::MAX,
-            limit_bytes: D::allocator().policy().max_alloc_bytes,
-        })?;
+    // More than can be counted is more than is served, and refused with the limit.
+    let bytes = size_of::<T>().saturating_mul(len);
     let request = Request::new(bytes, align_of::<T>()).with_flags(flags);
     Ok(alloc_percpu_bytes::<D>(&request)?.cast())
 }
@@ -152,7 +148,7 @@ impl<T, D: Domain> Copies<T, D> {
     /// CPU is not materialised, and is not used any more.
     pub(super) unsafe fn whole(area: PerCpuPtr<T, D>, len: usize) -> Self {
         let cpus = match mem::needs_drop::<T>() {
-            true => D::allocator().units().nr_cpu_ids(),
+            true => D::units().nr_cpu_ids(),
             false => 0,
         };
         Self {
@@ -187,7 +183,7 @@ impl<T, D: Domain> Copies<T, D> {
         let (Ok(first), Some(others)) = (per_cpu_ptr(self.area, cpu), items.checked_sub(1)) else {
             return;
         };
-        if D::allocator().units().materialised().contains(cpu) {
+        if D::units().materialised().contains(cpu) {
             let items = ptr::slice_from_raw_parts_mut(first.as_ptr(), items);
             // SAFETY: these items are valid, and `pop` names none of them twice.
             unsafe { items.drop_in_place() };

@@ -38,9 +38,9 @@ pub trait RemoteCell<T: Scalar>: Live<Target = CpuCell<T>> {
     /// [`CpuError`] if `cpu` is not possible.
     fn read_on(&self, cpu: CpuId) -> Result<T, CpuError> {
         let copy = per_cpu_ptr(self.handle(), cpu)?;
-        let allocator = <Self::Domain as Domain>::allocator();
+        let units = <Self::Domain as Domain>::units();
         let is_untouched =
-            !allocator.units().materialised().contains(cpu) && region_of(self) == Region::Dynamic;
+            !units.materialised().contains(cpu) && region_of(self) == Region::Dynamic;
         if is_untouched {
             return Ok(T::new_zeroed());
         }
@@ -50,7 +50,7 @@ pub trait RemoteCell<T: Scalar>: Live<Target = CpuCell<T>> {
 
     /// The values on all CPUs that may have another than the initial one.
     fn values(&self) -> impl Iterator<Item = (CpuId, T)> {
-        let units = <Self::Domain as Domain>::allocator().units();
+        let units = <Self::Domain as Domain>::units();
         let cpus = match region_of(self) {
             Region::Dynamic => units.materialised(),
             Region::Static | Region::Reserved => units.possible(),
@@ -75,7 +75,5 @@ impl<T: Scalar, H: Live<Target = CpuCell<T>>> RemoteCell<T> for H {}
 /// The region that a live variable lies in.
 fn region_of<H: Handle + ?Sized>(variable: &H) -> Region {
     // A live variable is in one; a static one's copies are read, which is right for any.
-    H::Domain::allocator()
-        .address_info(variable.handle().neutral())
-        .map_or(Region::Static, |info| info.region)
+    H::Domain::region(variable.handle().neutral()).unwrap_or(Region::Static)
 }

@@ -17,17 +17,14 @@ impl<D: Domain> Portable<D> {
     /// A CPU that the domain names but that is not possible would be the domain's error; CPU 0's copy serves then, for
     /// LOCKed steps are right on any copy.
     fn copy(at: usize) -> usize {
-        let allocator = D::allocator();
+        let units = D::units();
         let cpu = D::current_cpu();
-        if !allocator.units().materialised().contains(cpu) {
+        if !units.materialised().contains(cpu) {
             // Without memory for its own copy a CPU could not work at all; the step then goes to CPU 0's.
-            let _ = allocator.bring_up(cpu);
+            let _ = D::bring_up(cpu);
         }
-        let first = || allocator.units().possible().iter().next();
-        let offset = allocator
-            .units()
-            .offset(cpu)
-            .or_else(|| allocator.units().offset(first()?));
+        let first = || units.possible().iter().next();
+        let offset = units.offset(cpu).or_else(|| units.offset(first()?));
         at.wrapping_add(offset.unwrap_or(0))
     }
 

@@ -44,6 +44,12 @@ mod rseq {
         false
     }
 
+    pub(super) fn offset() -> isize {
+        0
+    }
+
+    pub(super) fn adopt(_offset: isize) {}
+
     pub(super) fn raise_high_water(_cpu: u32) {}
 
     pub(super) fn current_cpu() -> Option<u32> {
@@ -189,7 +195,7 @@ impl ProcessOps {
     fn detour(at: usize) -> Detour {
         let method = crate::global::method();
         assert!(
-            !crate::static_var::is_too_early(at),
+            !crate::static_var::is_without_place(at),
             "a static per-CPU variable is used before it is set up"
         );
         match method {
@@ -489,6 +495,23 @@ unsafe impl LocalOps for ProcessOps {
     fn wait_for_gated() -> Result<(), FenceError> {
         fence::restart_all()
     }
+}
+
+/// Whether the code of the operations may be unmapped: whether they leave nothing behind that the kernel looks at.
+pub(crate) const IS_UNLOADABLE: bool = cfg!(feature = "unloadable");
+
+/// Where a thread's rseq area lies, from its thread pointer on; 0 if operations are LOCKed steps.
+pub(crate) fn rseq_area() -> isize {
+    match crate::global::method() {
+        Method::RestartableSequences => rseq::offset(),
+        Method::Locked => 0,
+    }
+}
+
+/// Does the operations as another copy of this crate in the process does them, given its [`rseq_area`]; all of them the slow
+/// way if that is 0.
+pub(crate) fn adopt(rseq_area: isize) {
+    rseq::adopt(rseq_area);
 }
 
 /// Finds out how operations are done. To be called once, before any operation.

@@ -1,13 +1,15 @@
 //! A function for every operation, to look at its machine code; see `tests/disassembly.rs`.
 //!
 //! Each is exported as `op.OPERATION.WIDTH.WHERE`. Where is `here` for a static variable of this crate, `there` for one
-//! of another crate, `dynamic` for a handle that comes in a register. Parts of variables are beside these.
+//! of another crate, the name of a section for one of another crate in that section, `dynamic` for a handle that comes in a
+//! register. `op.handle.u64.WHERE` is the handle itself. Parts of variables are beside these.
 
 use std::hint::black_box;
 
+use counters::{CACHE_ALIGNED, FIRST, PAGE_ALIGNED, READ_MOSTLY};
 use counters::{THERE_PAIR, THERE_U8, THERE_U16, THERE_U32, THERE_U64};
 use pcpu::{
-    CpuBuffer, CpuCell, CpuPair, CpuStack, Field, Link, LocalBuffer, LocalCell, LocalPair,
+    CpuBuffer, CpuCell, CpuPair, CpuStack, Field, Handle, Link, LocalBuffer, LocalCell, LocalPair,
     LocalStack, Parts, PerCpu, PerCpuPtr, define_per_cpu, field, this_cpu,
 };
 
@@ -52,6 +54,12 @@ macro_rules! on_static {
         keep!("add_return", $type, $place, (value: $type) -> $type, $cell.add_return(value));
         keep!("xchg", $type, $place, (value: $type) -> $type, $cell.xchg(value));
         keep!("cmpxchg", $type, $place, (old: $type, new: $type) -> bool, $cell.cmpxchg(old, new).is_ok());
+    };
+}
+
+macro_rules! handle_of_static {
+    ($place:literal, $variable:ident) => {
+        keep!("handle", u64, $place, () -> usize, $variable.handle().neutral());
     };
 }
 
@@ -128,9 +136,26 @@ fn main() {
     on_static!(u16, "there", THERE_U16);
     on_static!(u32, "there", THERE_U32);
     on_static!(u64, "there", THERE_U64);
+    on_static!(u64, "first", FIRST);
+    on_static!(u64, "page_aligned", PAGE_ALIGNED);
+    on_static!(u64, "read_mostly", READ_MOSTLY);
+    on_static!(u64, "cache_aligned", CACHE_ALIGNED);
+    handle_of_static!("here", HERE_U64);
+    handle_of_static!("there", THERE_U64);
+    handle_of_static!("first", FIRST);
+    handle_of_static!("page_aligned", PAGE_ALIGNED);
+    handle_of_static!("read_mostly", READ_MOSTLY);
+    handle_of_static!("cache_aligned", CACHE_ALIGNED);
     on_dynamic!(u8);
     on_dynamic!(u16);
     on_dynamic!(u32);
     on_dynamic!(u64);
-    println!("{}", HERE_U64.add_return(2) + THERE_U64.add_return(40));
+    let sections = FIRST.add_return(1)
+        + PAGE_ALIGNED.add_return(2)
+        + READ_MOSTLY.add_return(4)
+        + CACHE_ALIGNED.add_return(8);
+    println!(
+        "{}",
+        HERE_U64.add_return(2) + THERE_U64.add_return(25) + sections
+    );
 }

@@ -63,6 +63,18 @@ pub(super) fn detect() -> bool {
     is_registered
 }
 
+/// Where threads' rseq areas lie, from their thread pointers on; 0 if restartable sequences are not used.
+pub(super) fn offset() -> isize {
+    RSEQ_OFFSET.load(Ordering::Relaxed)
+}
+
+/// Starts to use restartable sequences as another copy of this crate in the process has found them, or stops to use them
+/// if `offset` is 0. No CPU has memory at first.
+pub(super) fn adopt(offset: isize) {
+    HIGH_WATER.store(0, Ordering::Release);
+    RSEQ_OFFSET.store(offset, Ordering::Release);
+}
+
 /// Lets the fast way be used on CPUs up to `cpu`; their copies must have memory.
 pub(super) fn raise_high_water(cpu: u32) {
     HIGH_WATER.fetch_max(cpu + 1, Ordering::Release);
@@ -124,6 +136,34 @@ impl Way {
     }
 }
 
+/// What follows the commit. The kernel looks at the announced section again when the thread has been preempted, however
+/// long the section is over, and ends the process if it lies in a library that has been unmapped meanwhile. Code that
+/// can be unmapped takes the announcement back, on every way out of a section.
+#[cfg(feature = "unloadable")]
+macro_rules! leave {
+    () => {
+        "mov qword ptr fs:[{rseq} + 8], 0"
+    };
+}
+#[cfg(not(feature = "unloadable"))]
+macro_rules! leave {
+    () => {
+        ""
+    };
+}
+
+/// [`leave!`], on a way out that does not pass the commit.
+#[inline(always)]
+fn leave(rseq: isize) {
+    // SAFETY: writes to the thread's own rseq area that no section is announced, which is so: the caller has left it.
+    #[cfg(feature = "unloadable")]
+    unsafe {
+        asm!(leave!(), rseq = in(reg) rseq, options(nostack, preserves_flags));
+    }
+    #[cfg(not(feature = "unloadable"))]
+    let _ = rseq;
+}
+
 /// A critical section: `$body` up to its last instruction, which commits; `$slow` is where it goes if the CPU is none
 /// that has memory.
 macro_rules! section {
@@ -146,6 +186,7 @@ macro_rules! section {
             "imul {t}, {t}, {stride}",
             $($body,)+
             "4:",
+            leave!(),
             ".pushsection pcpu_rseq_abort, \"ax\", @progbits",
             // The signature that glibc registers (RSEQ_SIG), as operand of an instruction that traps.
             ".byte 0x0f, 0xb9, 0x3d",
@@ -170,7 +211,7 @@ macro_rules! store {
             section!(["{slow}"],
                 [concat!($operation, " ", $size, " ptr [{at} + {t} + {stride}], {value", $modifier, "}")],
                 rseq = in(reg) $rseq, high = in(reg) $high, at = in(reg) $at, value = in($class) $value,
-                slow = label { return false }, options(nostack))
+                slow = label { leave($rseq); return false }, options(nostack))
         }
     };
 }

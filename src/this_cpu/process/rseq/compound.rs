@@ -5,7 +5,7 @@ use core::arch::asm;
 use core::arch::x86_64::{__m128i, _mm_set_epi64x};
 
 use super::super::Outcome;
-use super::Way;
+use super::{Way, leave};
 use crate::global::STRIDE_BYTES;
 use crate::this_cpu::Pair;
 use crate::this_cpu::buffer::DATA_OFFSET_BYTES;
@@ -76,7 +76,7 @@ pub(in super::super) unsafe fn push(way: Way, at: usize, link: *mut usize) -> bo
                 "mov qword ptr [{at} + {t} + {stride}], {link}",
             ],
             rseq = in(reg) rseq, high = in(reg) high, at = in(reg) at, link = in(reg) link, next = out(reg) _,
-            slow = label { return false }, options(nostack));
+            slow = label { leave(rseq); return false }, options(nostack));
     }
     true
 }
@@ -149,8 +149,8 @@ pub(in super::super) unsafe fn append(
             rseq = in(reg) rseq, high = in(reg) high, at = in(reg) at, source = in(reg) source, bytes = in(reg) bytes,
             capacity = in(reg) capacity_bytes, data = const DATA_OFFSET_BYTES,
             end = out(reg) _, to = out(reg) _, done = out(reg) _, word = out(reg) _,
-            slow = label { return Outcome::NoMemory },
-            refused = label { return Outcome::Refused },
+            slow = label { leave(rseq); return Outcome::NoMemory },
+            refused = label { leave(rseq); return Outcome::Refused },
             options(nostack));
     }
     Outcome::Done

@@ -4,7 +4,7 @@ use core::arch::asm;
 use core::sync::atomic::AtomicU32;
 
 use super::super::Outcome;
-use super::Way;
+use super::{Way, leave};
 use crate::global::STRIDE_BYTES;
 
 /// Adds to the current CPU's copy, a signed number, if that leaves it at `bound` or less from 0.
@@ -31,8 +31,8 @@ pub(in super::super) unsafe fn add_within(way: Way, at: usize, value: u64, bound
             rseq = in(reg) rseq, high = in(reg) high, at = in(reg) at, value = in(reg) value,
             shifted_value = in(reg) shifted_value, shifted_limit = in(reg) shifted_limit,
             shifted_sum = out(reg) _,
-            slow = label { return Outcome::NoMemory },
-            refused = label { return Outcome::Refused },
+            slow = label { leave(rseq); return Outcome::NoMemory },
+            refused = label { leave(rseq); return Outcome::Refused },
             options(nostack));
     }
     Outcome::Done
@@ -60,8 +60,8 @@ pub(in super::super) unsafe fn add_gated(
                 "add qword ptr [{at} + {t} + {stride}], {value}",
             ],
             rseq = in(reg) rseq, high = in(reg) high, at = in(reg) at, value = in(reg) value, gate = in(reg) gate.as_ptr(),
-            slow = label { return Outcome::NoMemory },
-            refused = label { return Outcome::Refused },
+            slow = label { leave(rseq); return Outcome::NoMemory },
+            refused = label { leave(rseq); return Outcome::Refused },
             options(nostack));
     }
     Outcome::Done
