@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crossbeam_utils::CachePadded;
 use fast_counter::ConcurrentCounter;
-use pcpu::{CpuCell, LocalCell, PerCpu, RemoteCell};
+use pcpu::{CpuCell, LocalCell, Parts, PerCpu, RemoteCell};
 use thread_local::ThreadLocal;
 
 use super::COUNTERS;
@@ -24,9 +24,9 @@ pub trait Counters: Sync {
     fn sum(&mut self) -> u64;
 }
 
-/// Ours: per-CPU variables.
+/// Ours: a per-CPU variable.
 #[derive(Debug)]
-pub struct PerCpuCounters([PerCpu<CpuCell<u64>>; COUNTERS]);
+pub struct PerCpuCounters(PerCpu<[CpuCell<u64>; COUNTERS]>);
 
 impl PerCpuCounters {
     /// Counters at 0.
@@ -34,21 +34,21 @@ impl PerCpuCounters {
     /// # Errors
     /// One line, if there is no memory.
     pub fn new() -> Result<Self, CliError> {
-        let counters: Result<Vec<_>, _> = (0..COUNTERS).map(|_| PerCpu::new()).collect();
-        let counters = counters.map_err(|error| CliError::Failed(format!("a counter: {error}")))?;
-        let counters = counters.try_into();
-        Ok(Self(counters.expect("there are as many")))
+        let counters = PerCpu::new();
+        counters
+            .map(Self)
+            .map_err(|error| CliError::Failed(format!("a counter: {error}")))
     }
 }
 
 impl Counters for PerCpuCounters {
     #[inline(always)]
     fn add(&self, index: usize) {
-        self.0[index].inc();
+        self.0.element(index).inc();
     }
 
     fn sum(&mut self) -> u64 {
-        self.0.iter().map(RemoteCell::sum).sum()
+        (0..COUNTERS).map(|index| self.0.element(index).sum()).sum()
     }
 }
 
