@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use pcpu::refcount::Kill;
 use pcpu::{
-    AllocError, BatchCounter, Counter, CpuBuffer, CpuCell, CpuLock, CpuPair, CpuStack, Link,
-    LocalBuffer, LocalCell, LocalLock, LocalPair, LocalStack, PerCpu, RefCount, RemoteCell,
-    define_per_cpu,
+    AllocError, BatchCounter, Counter, CpuBuffer, CpuCell, CpuLock, CpuPair, CpuStack, FromZeros,
+    Link, LocalBuffer, LocalCell, LocalLock, LocalPair, LocalStack, Parts, PerCpu, RefCount,
+    RemoteCell, define_per_cpu, field,
 };
 
 use super::checks::Checks;
@@ -35,6 +35,7 @@ pub fn all(checks: &mut Checks) -> Result<(), CliError> {
     stacks(checks).map_err(no_memory)??;
     buffers(checks).map_err(no_memory)??;
     histograms(checks).map_err(no_memory)??;
+    fields(checks).map_err(no_memory)??;
     locks(checks).map_err(no_memory)??;
     counters(checks).map_err(no_memory)??;
     references(checks).map_err(no_memory)?
@@ -182,6 +183,32 @@ fn histograms(checks: &mut Checks) -> Checked {
             "a histogram of 17 buckets that all CPUs counted in",
             sums,
             array::from_fn(want),
+        )
+    }))
+}
+
+#[derive(FromZeros)]
+#[zerocopy(crate = "pcpu::zerocopy")]
+struct Lookups {
+    hits: CpuCell<u64>,
+    misses: CpuCell<u64>,
+}
+
+fn fields(checks: &mut Checks) -> Checked {
+    let lookups = PerCpu::<Lookups>::new()?;
+    let (hits, misses) = (field!(Lookups, hits), field!(Lookups, misses));
+    let threads = seats::on_all(|_| {
+        for number in 0..TIMES {
+            let is_miss = number.is_multiple_of(10);
+            lookups.field(if is_miss { misses } else { hits }).inc();
+        }
+    });
+    Ok(threads.and_then(|threads| {
+        let all = threads.len() as u64 * TIMES;
+        checks.equal(
+            "two counters in one area, each a variable of its own",
+            (lookups.field(hits).sum(), lookups.field(misses).sum()),
+            (all / 10 * 9, all / 10),
         )
     }))
 }
