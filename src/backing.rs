@@ -23,6 +23,8 @@ mod address_range;
 pub mod contig;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub mod mmap;
+#[cfg(all(feature = "paging", target_arch = "x86_64"))]
+pub mod paging;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub mod sim;
 
@@ -223,6 +225,16 @@ pub unsafe trait Backing {
     /// not used any more.
     unsafe fn free_metadata(&self, block: NonNull<u8>, layout: Layout);
 
+    /// Takes metadata back that was not used, in atomic context: the chunk that it was for could not be made. A backing that
+    /// may have to sleep to free it keeps it for the next one.
+    ///
+    /// # Safety
+    /// As [`free_metadata`](Self::free_metadata).
+    unsafe fn free_metadata_atomic(&self, block: NonNull<u8>, layout: Layout) {
+        // SAFETY: the promise of the caller.
+        unsafe { self.free_metadata(block, layout) };
+    }
+
     /// Makes a chunk's address space ready, so that populating its pages later needs frames only, and never sleeps.
     /// Calls about different chunks may overlap.
     ///
@@ -264,6 +276,42 @@ pub unsafe trait Backing {
     /// The chunk is reserved, and nothing uses the memory any more.
     unsafe fn depopulate(&self, span: PageSpan<'_>);
 
+    /// A CPU is to be brought up: the calls that follow may name it. Makes ready what they need besides frames, and gives
+    /// its copy of the first chunk, `unit`, memory of its own where the builder gave it none. Always in a context that may
+    /// sleep.
+    ///
+    /// Until [`finish_cpu`](Self::finish_cpu) others read at the CPU's addresses what they read before. So a backing that
+    /// hides memory until then returns [`Contents::Zeroed`] when it populates: nobody else could zero it.
+    ///
+    /// # Errors
+    /// Any [`BackingError`]; nothing has changed then.
+    ///
+    /// # Safety
+    /// The CPU is not materialised, and no other has begun and is neither finished nor cancelled.
+    unsafe fn begin_cpu(&self, unit: CpuArea) -> Result<(), BackingError> {
+        let _ = unit;
+        Ok(())
+    }
+
+    /// The CPU is up: all populated pages have memory on it, and what anybody reads or writes at its addresses from now on is
+    /// that. Always in a context that may sleep.
+    ///
+    /// # Safety
+    /// The CPU has begun, and is neither finished nor cancelled.
+    unsafe fn finish_cpu(&self, unit: CpuArea) {
+        let _ = unit;
+    }
+
+    /// The CPU is not brought up after all; its pages have been depopulated. Undoes [`begin_cpu`](Self::begin_cpu). Always in
+    /// a context that may sleep.
+    ///
+    /// # Safety
+    /// The CPU has begun, and is neither finished nor cancelled; none of its pages is populated, those of the first chunk
+    /// aside, and no call names it any more.
+    unsafe fn cancel_cpu(&self, unit: CpuArea) {
+        let _ = unit;
+    }
+
     /// The physical address behind `address` (real, not neutral), if the backing can tell.
     fn physical_address(&self, address: usize) -> Option<u64> {
         let _ = address;
@@ -301,6 +349,11 @@ unsafe impl<B: Backing + ?Sized> Backing for &B {
         unsafe { (**self).free_metadata(block, layout) }
     }
 
+    unsafe fn free_metadata_atomic(&self, block: NonNull<u8>, layout: Layout) {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { (**self).free_metadata_atomic(block, layout) }
+    }
+
     unsafe fn reserve(&self, space: ChunkSpace<'_>, context: Context) -> Result<(), BackingError> {
         // SAFETY: the caller's promise, passed on.
         unsafe { (**self).reserve(space, context) }
@@ -323,6 +376,21 @@ unsafe impl<B: Backing + ?Sized> Backing for &B {
     unsafe fn depopulate(&self, span: PageSpan<'_>) {
         // SAFETY: the caller's promise, passed on.
         unsafe { (**self).depopulate(span) }
+    }
+
+    unsafe fn begin_cpu(&self, unit: CpuArea) -> Result<(), BackingError> {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { (**self).begin_cpu(unit) }
+    }
+
+    unsafe fn finish_cpu(&self, unit: CpuArea) {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { (**self).finish_cpu(unit) }
+    }
+
+    unsafe fn cancel_cpu(&self, unit: CpuArea) {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { (**self).cancel_cpu(unit) }
     }
 
     fn physical_address(&self, address: usize) -> Option<u64> {

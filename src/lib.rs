@@ -50,6 +50,11 @@
 //! or takes [`backing::contig`], and makes a [`PerCpuAllocator`] of both. [`Instance`] puts it into a `static`,
 //! [`Domain`] names it in the types of its handles.
 //!
+//! On x86_64 two things more are ready: `backing::paging` (feature `paging`) has page tables and makes the first chunk
+//! itself, given frames and a way to make CPUs forget translations; and `this_cpu::gs` has the operations, one instruction
+//! with the %gs prefix each, with `define_per_cpu_in!` for static variables. [`this_cpu::pinned`] is for code that must stay
+//! on its CPU.
+//!
 //! # To study allocation
 //!
 //! [`backing::sim`] is a machine of any shape; what runs on it is the same allocator.
@@ -66,6 +71,7 @@
 //!
 //! - `std` (default): the Linux process as a home: [`global`](mod@global), [`backing::mmap`], [`backing::sim`].
 //! - `unloadable`: for shared libraries that are unmapped while the process goes on; see [`module`](mod@module#unloading).
+//! - `paging`: the backing for an x86_64 kernel with page tables, `backing::paging`.
 
 #![no_std]
 

@@ -10,18 +10,21 @@
 //! until somebody takes them a [`CpuBuffer`].
 //!
 //! How it is done depends on the home, which a [`Domain`] names by its [`LocalOps`]: [`process`] for a
-//! Linux process. All operations are relaxed: they order no other memory access.
+//! Linux process, [`gs`] for an x86_64 kernel. All operations are relaxed: they order no other memory access.
 
 use core::fmt;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 
-use crate::alloc_api::Handle;
+use crate::alloc_api::{Domain, Handle};
 
 mod buffer;
 mod cell;
+#[cfg(target_arch = "x86_64")]
+pub mod gs;
 mod locked;
 mod pair;
+pub mod pinned;
 pub mod portable;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub mod process;
@@ -30,7 +33,7 @@ mod word;
 
 pub use buffer::{CpuBuffer, Full, LocalBuffer, append_all, take};
 pub use cell::{
-    CpuCell, LocalCell, add, add_return, and, cmpxchg, or, read, sub, write, xchg, xor,
+    CpuCell, LocalCell, add, add_return, and, cmpxchg, dec, inc, or, read, sub, write, xchg, xor,
 };
 pub use pair::{CpuPair, LocalPair, cmpxchg_pair, read_pair};
 pub use stack::{Chain, CpuStack, Link, LocalStack, Node, NodePointer, pop, pop_all, push};
@@ -62,6 +65,26 @@ pub unsafe trait LocalOps {
     /// # Safety
     /// As [`change`](Self::change).
     unsafe fn fetch<W: Word>(at: usize, change: Change<W>) -> W;
+
+    /// Adds 1 to the current CPU's copy, wrapping.
+    ///
+    /// # Safety
+    /// As [`change`](Self::change).
+    #[inline]
+    unsafe fn inc<W: Word>(at: usize) {
+        // SAFETY: the promise of the caller.
+        unsafe { Self::change(at, Change::Add(W::narrow(1))) }
+    }
+
+    /// Subtracts 1 from the current CPU's copy, wrapping.
+    ///
+    /// # Safety
+    /// As [`change`](Self::change).
+    #[inline]
+    unsafe fn dec<W: Word>(at: usize) {
+        // SAFETY: the promise of the caller.
+        unsafe { Self::change(at, Change::Add(W::narrow(1).wrapping_neg())) }
+    }
 
     /// Adds to the current CPU's copy, a signed number, if that leaves it at `bound` or less from 0. False if not; then
     /// nothing has changed.
@@ -265,9 +288,112 @@ impl core::error::Error for FenceError {}
 
 /// A handle to a variable that is there for as long as the handle is borrowed: static variables and owners.
 ///
+/// The methods are the domain's [`LocalOps`] at the handle. A variable whose address is a symbol of the linker may do the
+/// same in fewer instructions; nobody else need implement them.
+///
 /// # Safety
-/// While a reference to the value exists, the variable is live and initialised on every possible CPU.
-pub unsafe trait Live: Handle {}
+/// While a reference to the value exists, the variable is live and initialised on every possible CPU. A method that is
+/// implemented does what the domain's operation does.
+pub unsafe trait Live: Handle {
+    /// [`LocalOps::read`].
+    ///
+    /// # Safety
+    /// The variable is a word of this width.
+    #[inline(always)]
+    unsafe fn read_word<W: Word>(&self) -> W {
+        // SAFETY: the variable is live and aligned; the promise of the caller.
+        unsafe { <Self::Domain as Domain>::Ops::read(self.handle().neutral()) }
+    }
 
-// SAFETY: a reference to a live handle keeps it borrowed.
-unsafe impl<H: Live + ?Sized> Live for &H {}
+    /// [`LocalOps::change`].
+    ///
+    /// # Safety
+    /// The variable is a word of this width that is changed by these operations only.
+    #[inline(always)]
+    unsafe fn change_word<W: Word>(&self, change: Change<W>) {
+        // SAFETY: as in `read_word`.
+        unsafe { <Self::Domain as Domain>::Ops::change(self.handle().neutral(), change) }
+    }
+
+    /// [`LocalOps::fetch`].
+    ///
+    /// # Safety
+    /// As [`change_word`](Self::change_word).
+    #[inline(always)]
+    unsafe fn fetch_word<W: Word>(&self, change: Change<W>) -> W {
+        // SAFETY: as in `read_word`.
+        unsafe { <Self::Domain as Domain>::Ops::fetch(self.handle().neutral(), change) }
+    }
+
+    /// [`LocalOps::inc`].
+    ///
+    /// # Safety
+    /// As [`change_word`](Self::change_word).
+    #[inline(always)]
+    unsafe fn inc_word<W: Word>(&self) {
+        // SAFETY: as in `read_word`.
+        unsafe { <Self::Domain as Domain>::Ops::inc::<W>(self.handle().neutral()) }
+    }
+
+    /// [`LocalOps::dec`].
+    ///
+    /// # Safety
+    /// As [`change_word`](Self::change_word).
+    #[inline(always)]
+    unsafe fn dec_word<W: Word>(&self) {
+        // SAFETY: as in `read_word`.
+        unsafe { <Self::Domain as Domain>::Ops::dec::<W>(self.handle().neutral()) }
+    }
+}
+
+/// The methods of `Live` of something that stands for another variable, passed on to it: `$place` makes it of `$this`.
+macro_rules! pass_on_words {
+    ($this:ident => $place:expr) => {
+        #[inline(always)]
+        unsafe fn read_word<W: $crate::this_cpu::Word>(&self) -> W {
+            let $this = self;
+            // SAFETY: the promise of the caller.
+            unsafe { $place.read_word() }
+        }
+
+        #[inline(always)]
+        unsafe fn change_word<W: $crate::this_cpu::Word>(
+            &self,
+            change: $crate::this_cpu::Change<W>,
+        ) {
+            let $this = self;
+            // SAFETY: the promise of the caller.
+            unsafe { $place.change_word(change) }
+        }
+
+        #[inline(always)]
+        unsafe fn fetch_word<W: $crate::this_cpu::Word>(
+            &self,
+            change: $crate::this_cpu::Change<W>,
+        ) -> W {
+            let $this = self;
+            // SAFETY: the promise of the caller.
+            unsafe { $place.fetch_word(change) }
+        }
+
+        #[inline(always)]
+        unsafe fn inc_word<W: $crate::this_cpu::Word>(&self) {
+            let $this = self;
+            // SAFETY: the promise of the caller.
+            unsafe { $place.inc_word::<W>() }
+        }
+
+        #[inline(always)]
+        unsafe fn dec_word<W: $crate::this_cpu::Word>(&self) {
+            let $this = self;
+            // SAFETY: the promise of the caller.
+            unsafe { $place.dec_word::<W>() }
+        }
+    };
+}
+pub(crate) use pass_on_words;
+
+// SAFETY: a reference to a live handle keeps it borrowed; all is passed on.
+unsafe impl<H: Live + ?Sized> Live for &H {
+    pass_on_words!(this => **this);
+}

@@ -7,16 +7,17 @@
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
+#[path = "common/machine_code.rs"]
+mod machine_code;
+
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Formatter, Instruction, InstructionInfoFactory,
-    IntelFormatter, Mnemonic, OpAccess, Register,
-};
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget, elf};
+
+use machine_code::{assert_complete, build, is_call, is_locked, listing, run, text};
 
 /// From the instruction that announces the section to the one that commits, both counted.
 const MAX_INSTRUCTIONS: usize = 8;
@@ -54,108 +55,14 @@ const ON_WORDS: [&str; 7] = [
 /// The sections of static variables besides the plain one.
 const SECTIONS: [&str; 4] = ["first", "page_aligned", "read_mostly", "cache_aligned"];
 
-/// What was built: the program, and its object file, which the linker has not improved yet.
-struct Built {
-    program: Vec<u8>,
-    object: Vec<u8>,
-}
-
-/// Runs a tool; what it prints.
-fn run(command: &mut Command) -> String {
-    let output = command.output().expect("the tool is there");
-    let complaints = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}\n{complaints}");
-    String::from_utf8(output.stdout).expect("tools print UTF-8")
-}
-
-/// The library, optimised, in a folder of its own: the usual one is locked by the cargo that runs this test.
-fn library(target_dir: &Path) -> PathBuf {
-    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let messages = run(Command::new(cargo)
-        .args(["build", "--release", "--lib", "--message-format=json"])
-        .args([
-            "--package",
-            "pcpu",
-            "--manifest-path",
-            manifest,
-            "--target-dir",
-        ])
-        .arg(target_dir));
-    let is_file = |message: &serde_json::Value| {
-        let file = message["filenames"][0].as_str()?;
-        (message["target"]["name"] == "pcpu" && file.ends_with(".rlib")).then(|| file.into())
-    };
-    let parsed = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok());
-    parsed
-        .filter_map(|message| is_file(&message))
-        .next_back()
-        .expect("the library is built")
-}
-
-fn build() -> Built {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("disassembly");
-    std::fs::create_dir_all(&folder).expect("a folder for what is built");
-    let library = library(&folder.join("target"));
-    let dependencies = library
-        .parent()
-        .expect("a file is in a folder")
-        .join("deps");
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/disassembly");
-    let compile = |source: &str| {
-        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-        let mut command = Command::new(rustc);
-        command
-            .args([
-                "--edition=2024",
-                "-Copt-level=3",
-                "-Cpanic=abort",
-                "-Ccodegen-units=1",
-            ])
-            .arg(format!("-Ldependency={}", dependencies.display()))
-            .arg(format!("--extern=pcpu={}", library.display()))
-            .arg(format!("--out-dir={}", folder.display()))
-            .arg(sources.join(source));
-        command
-    };
-    run(compile("counters.rs").arg("--crate-type=rlib"));
-    let counters = folder.join("libcounters.rlib");
-    run(compile("one_op.rs")
-        .arg("--emit=obj,link")
-        .arg(format!("--extern=counters={}", counters.display())));
-    let program = folder.join("one_op");
-    assert_eq!(run(&mut Command::new(&program)), "42\n");
-    let read = |file: PathBuf| std::fs::read(&file).expect("rustc has written it");
-    Built {
-        object: read(folder.join("one_op.o")),
-        program: read(program),
-    }
-}
-
 /// A function's instructions, and the section that holds them.
 type Code = (Vec<Instruction>, object::SectionIndex);
 
 /// The functions of the operations, by name.
 fn functions<'data>(file: &object::File<'data>) -> BTreeMap<String, Code> {
-    let decode = |symbol: object::Symbol<'data, '_>| {
-        let name = symbol.name().ok()?.strip_prefix("op.")?.to_owned();
-        let index = symbol.section_index().expect("a function is somewhere");
-        let section = file.section_by_index(index).expect("the section exists");
-        let code = section.data_range(symbol.address(), symbol.size());
-        let code = code.expect("readable").expect("in the section");
-        let decoder = Decoder::with_ip(64, code, symbol.address(), DecoderOptions::NONE);
-        Some((name, (decoder.into_iter().collect(), index)))
-    };
-    let functions: BTreeMap<_, _> = file.symbols().filter_map(decode).collect();
+    let functions = machine_code::functions(file);
+    assert_complete(&functions, &OPERATIONS);
     for operation in OPERATIONS {
-        for width in ["u8", "u16", "u32", "u64"] {
-            for place in ["here", "there", "dynamic"] {
-                let name = format!("{operation}.{width}.{place}");
-                assert!(functions.contains_key(&name), "no function {name}");
-            }
-        }
         for section in SECTIONS {
             let name = format!("{operation}.u64.{section}");
             assert!(functions.contains_key(&name), "no function {name}");
@@ -169,23 +76,6 @@ fn functions<'data>(file: &object::File<'data>) -> BTreeMap<String, Code> {
         assert!(functions.contains_key(name), "no function {name}");
     }
     functions
-}
-
-fn text(instruction: &Instruction) -> String {
-    let mut text = String::new();
-    IntelFormatter::new().format(instruction, &mut text);
-    text
-}
-
-fn listing(code: &[Instruction]) -> String {
-    let line = |instruction| {
-        format!(
-            "  {:x}: {}\n",
-            Instruction::ip(instruction),
-            text(instruction)
-        )
-    };
-    code.iter().map(line).collect()
 }
 
 /// Whether the instruction accesses this word of the rseq area, and how.
@@ -211,11 +101,6 @@ fn commits(instruction: &Instruction) -> bool {
             && memory.base() != Register::RSP
             && memory.base() != Register::RIP
     })
-}
-
-fn is_call(instruction: &Instruction) -> bool {
-    let flow = instruction.flow_control();
-    matches!(flow, FlowControl::Call | FlowControl::IndirectCall)
 }
 
 fn is_jump_elsewhere(instruction: &Instruction) -> bool {
@@ -280,16 +165,7 @@ fn check_handle(name: &str, code: &[Instruction]) {
 fn check(name: &str, code: &[Instruction], got: &[Range<u64>]) -> usize {
     let listing = || format!("{name}:\n{}", listing(code));
     for instruction in code {
-        assert!(!instruction.has_lock_prefix(), "LOCK in {}", listing());
-        // An exchange with memory is LOCKed without the prefix.
-        let is_exchange = instruction.mnemonic() == Mnemonic::Xchg;
-        let has_memory = (0..instruction.op_count())
-            .any(|operand| instruction.op_kind(operand) == iced_x86::OpKind::Memory);
-        assert!(
-            !(is_exchange && has_memory),
-            "LOCKed exchange in {}",
-            listing()
-        );
+        assert!(!is_locked(instruction), "LOCK in {}", listing());
         if instruction.is_ip_rel_memory_operand() {
             let address = instruction.ip_rel_memory_address();
             let is_in_got = got.iter().any(|table| table.contains(&address));
@@ -408,7 +284,8 @@ fn check_parts(functions: &BTreeMap<String, Code>) {
 
 #[test]
 fn an_operation_is_its_section() {
-    let built = build();
+    let built = build("disassembly");
+    assert_eq!(run(&mut Command::new(&built.path)), "42\n");
     let object = object::File::parse(&*built.object).expect("an object file");
     check_object(&object);
 

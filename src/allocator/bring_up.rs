@@ -1,21 +1,21 @@
 //! CPUs that come up: their copies get memory of their own.
 //!
-//! Pages are populated, zeroed and initialised on the CPUs that have ever been online. When another one comes, a new set
-//! that has it takes the place of the set that pages are populated for, so that from then on every new page has it (a set
-//! never changes while a call uses it); once the calls that began before have ended, the pages of old are populated for
-//! it. Meanwhile no page loses its memory. At the end the CPU counts as materialised, and is zeroed like the others when an area is
-//! handed out.
+//! Pages are populated, zeroed and initialised on the CPUs that have ever been online. When another one comes, the backing
+//! makes ready what it takes besides pages, and its copy of the first chunk; then a new set that has it takes the place of
+//! the set that pages are populated for, so that from then on every new page has it (a set never changes while a call uses
+//! it); once the calls that began before have ended, the pages of old are populated for it. Meanwhile no page loses its
+//! memory. At the end the CPU counts as materialised, and is zeroed like the others when an area is handed out.
 
 use lock_api::RawMutex;
 
 use super::PerCpuAllocator;
 use super::serve::zero_area;
-use crate::backing::{Backing, BackingError, Context, PageSpan};
+use crate::backing::{Backing, BackingError, Context, CpuArea, PageSpan};
 use crate::chunk::{MAX_MASK_PAGES, PageMask};
 use crate::cpus::Cpus;
 use crate::directory::Place;
 use crate::request::CpuError;
-use crate::unit::{Contents, CpuId};
+use crate::unit::{Contents, CpuId, NodeId};
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Materialises `cpu`: gives its copies memory. To be called before the CPU uses any of them, or before another
@@ -46,10 +46,18 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if self.units.materialised().contains(cpu) {
             return Ok(());
         }
+        state.is_bring_up = true;
+        drop(state);
+        let unit = self.first_unit(cpu);
+        // SAFETY: the CPU is not materialised, and one is brought up at a time.
+        if let Err(error) = unsafe { self.backing.begin_cpu(unit) } {
+            self.state.lock().is_bring_up = false;
+            return Err(CpuError::NoMemory { cpu, error });
+        }
+        state = self.state.lock();
         // Nobody uses the other set: no work of the other phase is under way.
         let now = state.phase();
         self.units.populated_for[1 - now].copy_with(&self.units.populated_for[now], cpu);
-        state.is_bring_up = true;
         state.change_phase();
         drop(state);
 
@@ -62,11 +70,31 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             Ok(())
         });
         match populated {
-            Ok(()) => self.units.materialised().insert(cpu),
-            Err(_) => self.undo_bring_up(cpu),
+            Ok(()) => {
+                // SAFETY: begun above, and all populated pages have memory on the CPU.
+                unsafe { self.backing.finish_cpu(unit) };
+                self.units.materialised().insert(cpu);
+            }
+            Err(_) => {
+                self.undo_bring_up(cpu);
+                // SAFETY: begun above; the pages are without memory again, and no set has the CPU.
+                unsafe { self.backing.cancel_cpu(unit) };
+            }
         }
         self.state.lock().is_bring_up = false;
         populated.map_err(|error| CpuError::NoMemory { cpu, error })
+    }
+
+    /// A possible CPU's copy of the first chunk.
+    fn first_unit(&self, cpu: CpuId) -> CpuArea {
+        CpuArea {
+            cpu,
+            node: self.units.node(cpu).unwrap_or(NodeId::new(0)),
+            address: self
+                .neutral_base()
+                .wrapping_add(self.units.offset(cpu).unwrap_or(0)),
+            bytes: self.geometry.sizes.unit_bytes(),
+        }
     }
 
     fn undo_bring_up(&self, cpu: CpuId) {

@@ -264,7 +264,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         // SAFETY: the place was vacant and has been claimed: the chunk is not reserved.
         if let Err(error) = unsafe { self.backing.reserve(self.space(place), context) } {
             // SAFETY: allocated above with this layout, not used yet.
-            unsafe { self.backing.free_metadata(block, layout.block) };
+            unsafe {
+                match context {
+                    Context::MaySleep => self.backing.free_metadata(block, layout.block),
+                    Context::Atomic => self.backing.free_metadata_atomic(block, layout.block),
+                }
+            }
             return Err(error);
         }
         let granules = (self.geometry.sizes.unit_bytes() / GRANULE_BYTES) as u32;

@@ -59,29 +59,29 @@ pub trait LocalCell<T: Scalar>: Live<Target = CpuCell<T>> + Sized {
     /// The value on the current CPU.
     #[inline]
     fn read(&self) -> T {
-        // SAFETY: the variable is live.
-        unsafe { read(self.handle()) }
+        // SAFETY: a `CpuCell<T>` is a word of this width.
+        T::from_word(unsafe { self.read_word() })
     }
 
     /// Sets the value on the current CPU.
     #[inline]
     fn write(&self, value: T) {
-        // SAFETY: the variable is live; a `CpuCell` is changed by these operations only.
-        unsafe { write(self.handle(), value) }
+        // SAFETY: as in `read`; a `CpuCell` is changed by these operations only.
+        unsafe { self.change_word(Change::Set(value.to_word())) }
     }
 
     /// Adds, wrapping.
     #[inline]
     fn add(&self, value: T) {
         // SAFETY: as in `write`.
-        unsafe { add(self.handle(), value) }
+        unsafe { self.change_word(Change::Add(value.to_word())) }
     }
 
     /// Subtracts, wrapping.
     #[inline]
     fn sub(&self, value: T) {
         // SAFETY: as in `write`.
-        unsafe { sub(self.handle(), value) }
+        unsafe { self.change_word(Change::Add(value.to_word().wrapping_neg())) }
     }
 
     /// Adds 1, wrapping.
@@ -90,7 +90,8 @@ pub trait LocalCell<T: Scalar>: Live<Target = CpuCell<T>> + Sized {
     where
         T: From<bool>,
     {
-        self.add(T::from(true));
+        // SAFETY: as in `write`.
+        unsafe { self.inc_word::<T::Word>() }
     }
 
     /// Subtracts 1, wrapping.
@@ -99,42 +100,45 @@ pub trait LocalCell<T: Scalar>: Live<Target = CpuCell<T>> + Sized {
     where
         T: From<bool>,
     {
-        self.sub(T::from(true));
+        // SAFETY: as in `write`.
+        unsafe { self.dec_word::<T::Word>() }
     }
 
     /// Keeps the bits of `value` only.
     #[inline]
     fn and(&self, value: T) {
         // SAFETY: as in `write`.
-        unsafe { and(self.handle(), value) }
+        unsafe { self.change_word(Change::And(value.to_word())) }
     }
 
     /// Sets the bits of `value`.
     #[inline]
     fn or(&self, value: T) {
         // SAFETY: as in `write`.
-        unsafe { or(self.handle(), value) }
+        unsafe { self.change_word(Change::Or(value.to_word())) }
     }
 
     /// Flips the bits of `value`.
     #[inline]
     fn xor(&self, value: T) {
         // SAFETY: as in `write`.
-        unsafe { xor(self.handle(), value) }
+        unsafe { self.change_word(Change::Xor(value.to_word())) }
     }
 
     /// Adds, wrapping; returns the sum.
     #[inline]
     fn add_return(&self, value: T) -> T {
+        let value = value.to_word();
         // SAFETY: as in `write`.
-        unsafe { add_return(self.handle(), value) }
+        let before = unsafe { self.fetch_word(Change::Add(value)) };
+        T::from_word(before.wrapping_add(value))
     }
 
     /// Sets the value; returns the one before.
     #[inline]
     fn xchg(&self, value: T) -> T {
         // SAFETY: as in `write`.
-        unsafe { xchg(self.handle(), value) }
+        T::from_word(unsafe { self.fetch_word(Change::Set(value.to_word())) })
     }
 
     /// Sets the value to `new` if it is `old`.
@@ -143,8 +147,14 @@ pub trait LocalCell<T: Scalar>: Live<Target = CpuCell<T>> + Sized {
     /// The value, if it is another.
     #[inline]
     fn cmpxchg(&self, old: T, new: T) -> Result<T, T> {
+        let (old_word, new_word) = (old.to_word(), new.to_word());
         // SAFETY: as in `write`.
-        unsafe { cmpxchg(self.handle(), old, new) }
+        let found = unsafe { self.fetch_word(Change::Replace(old_word, new_word)) };
+        if found == old_word {
+            Ok(old)
+        } else {
+            Err(T::from_word(found))
+        }
     }
 
     /// Sets the value to what `change` makes of it; returns the one before. `change` is called again if the CPU's copy has
@@ -211,6 +221,26 @@ changes! {
     or => |value| Change::Or(value);
     /// Flips the bits of `value` in the current CPU's copy.
     xor => |value| Change::Xor(value);
+}
+
+/// Adds 1 to the current CPU's copy, wrapping.
+///
+/// # Safety
+/// The variable is live.
+#[inline]
+pub unsafe fn inc<T: Scalar, D: Domain>(variable: PerCpuPtr<CpuCell<T>, D>) {
+    // SAFETY: live and aligned by its type (promise of the caller); a `CpuCell` is changed by these operations only.
+    unsafe { D::Ops::inc::<T::Word>(variable.neutral()) }
+}
+
+/// Subtracts 1 from the current CPU's copy, wrapping.
+///
+/// # Safety
+/// The variable is live.
+#[inline]
+pub unsafe fn dec<T: Scalar, D: Domain>(variable: PerCpuPtr<CpuCell<T>, D>) {
+    // SAFETY: as in `inc`.
+    unsafe { D::Ops::dec::<T::Word>(variable.neutral()) }
 }
 
 /// Adds to the current CPU's copy, wrapping; returns the sum.

@@ -21,7 +21,7 @@ pub fn check() -> Result<Tally, Failure> {
 /// Builds the library and the program; where the program is.
 fn link() -> Result<PathBuf, Failure> {
     let artifacts = build(&mut cargo(
-        "build --release --package pcpu --lib --no-default-features",
+        "build --release --package pcpu --lib --no-default-features --features paging",
     ))?;
     let files = || artifacts.iter().flat_map(|artifact| artifact.files());
     // The library itself comes last, after what it depends on.

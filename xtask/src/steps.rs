@@ -29,7 +29,7 @@ const STEPS: &[Step] = &[
         shows: "no warning anywhere",
         run: || {
             check(&mut cargo(
-                "clippy --workspace --all-targets -- -D warnings",
+                "clippy --workspace --all-targets --features pcpu/paging -- -D warnings",
             ))
         },
     },
@@ -43,6 +43,15 @@ const STEPS: &[Step] = &[
         },
     },
     Step {
+        name: "clippy-paging",
+        shows: "no warning in the library with page tables, without std",
+        run: || {
+            check(&mut cargo(
+                "clippy --package pcpu --no-default-features --features paging -- -D warnings",
+            ))
+        },
+    },
+    Step {
         name: "freestanding",
         shows: "a program without std, alloc and libc links the library and runs",
         run: freestanding::check,
@@ -50,19 +59,28 @@ const STEPS: &[Step] = &[
     Step {
         name: "docs",
         shows: "the documentation builds without a warning",
-        run: || check(cargo("doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings")),
+        run: || {
+            check(
+                cargo("doc --workspace --no-deps --features pcpu/paging")
+                    .env("RUSTDOCFLAGS", "-D warnings"),
+            )
+        },
     },
     Step {
         name: "tests",
         shows: "unit, integration, property and doc tests",
-        run: || check_tests(&mut cargo("test --workspace --no-fail-fast")),
+        run: || {
+            check_tests(&mut cargo(
+                "test --workspace --features pcpu/paging --no-fail-fast",
+            ))
+        },
     },
     Step {
         name: "tests-release",
         shows: "the library's tests hold for optimised code",
         run: || {
             check_tests(&mut cargo(
-                "test --release --package pcpu --tests --no-fail-fast",
+                "test --release --package pcpu --features paging --tests --no-fail-fast",
             ))
         },
     },

@@ -1,0 +1,13 @@
+//! The operations of an x86_64 kernel, on the host: a thread of a Linux process may set its GS base as a CPU of a kernel
+//! does, for nothing else uses it there. See [`kernel`].
+//!
+//! Against a plain model ([`model`]), under signals, which are to a thread what interrupts are to a CPU ([`signals`]), the
+//! static variables ([`statics`]), and the guards ([`guards`]).
+
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+mod guards;
+mod kernel;
+mod model;
+mod signals;
+mod statics;
