@@ -216,6 +216,23 @@
 //! pcpu::stack_node!(Work { link });
 //! let stack = pcpu::PerCpu::<pcpu::CpuStack<std::sync::Arc<Work>>>::new().unwrap();
 //! ```
+//! A stack of nodes that live for long is no stack of nodes that live shorter: one could be pushed.
+//! ```compile_fail
+//! struct Work<'a> { link: pcpu::Link, name: &'a str }
+//! // SAFETY: the link lies there.
+//! unsafe impl pcpu::Node for Work<'_> {
+//!     const LINK_OFFSET_BYTES: usize = std::mem::offset_of!(Work<'static>, link);
+//! }
+//! fn shorter<'a>(stack: pcpu::CpuStack<Box<Work<'static>>>) -> pcpu::CpuStack<Box<Work<'a>>> { stack }
+//! ```
+//! ```
+//! struct Work<'a> { link: pcpu::Link, name: &'a str }
+//! // SAFETY: the link lies there.
+//! unsafe impl pcpu::Node for Work<'_> {
+//!     const LINK_OFFSET_BYTES: usize = std::mem::offset_of!(Work<'static>, link);
+//! }
+//! fn same<'a>(stack: pcpu::CpuStack<Box<Work<'a>>>) -> pcpu::CpuStack<Box<Work<'a>>> { stack }
+//! ```
 //! What a lock lends does not leave the closure.
 //! ```compile_fail
 //! use pcpu::LocalLock;

@@ -62,14 +62,38 @@ pub unsafe trait Node {
 /// }
 /// pcpu::stack_node!(Buffer { link });
 /// ```
+///
+/// in the node itself, not behind a pointer, and aligned:
+/// ```compile_fail,E0308
+/// struct Buffer {
+///     link: Box<pcpu::Link>,
+/// }
+/// pcpu::stack_node!(Buffer { link });
+/// ```
+/// ```compile_fail,E0308
+/// struct Buffer {
+///     link: &'static pcpu::Link,
+/// }
+/// pcpu::stack_node!(Buffer { link });
+/// ```
+/// ```compile_fail,E0793
+/// #[repr(packed)]
+/// struct Buffer {
+///     byte: u8,
+///     link: pcpu::Link,
+/// }
+/// pcpu::stack_node!(Buffer { link });
+/// ```
 #[macro_export]
 macro_rules! stack_node {
     ($type:ident { $field:ident }) => {
         // SAFETY: the function in it makes sure that the field is a link; stacks alone can do anything with one.
         unsafe impl $crate::Node for $type {
             const LINK_OFFSET_BYTES: usize = {
-                const fn _is_link(node: &$type) -> &$crate::Link {
-                    &node.$field
+                // A raw pointer: a reference would take a field that only leads to a link for one.
+                const fn _is_link(node: &$type) -> *const $crate::Link {
+                    let _is_aligned = &node.$field;
+                    &raw const node.$field
                 }
                 ::core::mem::offset_of!($type, $field)
             };
@@ -169,7 +193,8 @@ unsafe fn pointer_of<P: NodePointer>(link: *mut usize) -> P {
 #[repr(transparent)]
 pub struct CpuStack<P: NodePointer> {
     first: UnsafeCell<usize>,
-    nodes: PhantomData<P>,
+    /// Owns nodes, and takes them through a shared reference: a stack of one kind of nodes is none of another kind.
+    nodes: PhantomData<UnsafeCell<P>>,
 }
 
 // SAFETY: a copy is changed by the CPU that has it, by operations of one step; the nodes go from one thread to another.
