@@ -57,6 +57,30 @@ fn on_cpu<T>(cpu: u32, act: impl FnOnce() -> T) -> T {
     result
 }
 
+machine!(Poor, Machine::new(2).online(1));
+
+/// What cannot be done on a CPU's own copy, for lack of memory, is done on another's, and no copy is written that has
+/// no memory.
+#[test]
+fn an_operation_on_a_cpu_without_memory() {
+    // Too long for the first chunk: to bring a CPU up takes memory.
+    let counts = PerCpu::<[CpuCell<u64>], Poor>::new_slice(4000).unwrap();
+    let count = counts.at(3999);
+    Poor::allocator().backing().set_faults(|_| true);
+    on_cpu(1, || count.add(5));
+    assert_eq!(
+        (count.read_on(cpu(0)), count.read_on(cpu(1))),
+        (Ok(5), Ok(0))
+    );
+    Poor::allocator().backing().set_faults(|_| false);
+    on_cpu(1, || count.add(7));
+    assert_eq!(
+        (count.read_on(cpu(0)), count.read_on(cpu(1))),
+        (Ok(5), Ok(7))
+    );
+    assert_eq!(count.sum(), 12);
+}
+
 fn cpu(id: u32) -> CpuId {
     CpuId::new(id)
 }

@@ -14,18 +14,21 @@ pub struct Portable<D>(PhantomData<D>);
 impl<D: Domain> Portable<D> {
     /// The address of the copy that the caller is to work on.
     ///
-    /// A CPU that the domain names but that is not possible would be the domain's error; CPU 0's copy serves then, for
-    /// LOCKed steps are right on any copy.
+    /// Where there is no memory for the CPU's own copy (or the CPU is none that is possible, the domain's error) another's
+    /// serves, for LOCKed steps are right on any copy that has memory.
+    ///
+    /// # Panics
+    /// If no CPU has memory.
     fn copy(at: usize) -> usize {
         let units = D::units();
         let cpu = D::current_cpu();
-        if !units.materialised().contains(cpu) {
-            // Without memory for its own copy a CPU could not work at all; the step then goes to CPU 0's.
-            let _ = D::bring_up(cpu);
-        }
-        let first = || units.possible().iter().next();
-        let offset = units.offset(cpu).or_else(|| units.offset(first()?));
-        at.wrapping_add(offset.unwrap_or(0))
+        let offset = if units.materialised().contains(cpu) || D::bring_up(cpu).is_ok() {
+            units.offset(cpu)
+        } else {
+            let other = units.materialised().iter().next();
+            other.and_then(|other| units.offset(other))
+        };
+        at.wrapping_add(offset.expect("no CPU has memory for its copies"))
     }
 
     fn relax() {
