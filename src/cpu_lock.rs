@@ -21,7 +21,8 @@
 //!
 //! A thread elsewhere that wants the copy ([`LocalLock::with_on`]) can't use that operation. It raises the copy's *gate*
 //! first, which the operation tests, and has all operations in progress begin anew ([`LocalOps::wait_for_gated`]). From then
-//! on only LOCKed steps change the owner.
+//! on only LOCKed steps change the owner. A thread of the CPU itself that has waited for long goes the same way, so that
+//! threads elsewhere can't keep it out.
 
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -49,7 +50,7 @@ use crate::unit::CpuId;
 /// paths.with(|counts| *counts.entry("/index".to_owned()).or_default() += 1);
 ///
 /// let mut total = 0;
-/// for cpu in global().units().possible().iter() {
+/// for cpu in global().units().materialised().iter() {
 ///     total += paths.with_on(cpu, |counts| counts.values().sum::<u64>())?;
 /// }
 /// assert_eq!(total, 1);
@@ -126,7 +127,7 @@ impl core::error::Error for LockError {
 ///
 /// A closure must not lock the same variable again: on the same CPU that panics, and on two CPUs two threads could wait
 /// for each other. If a closure panics the lock is given back, and the value stays as the closure left it. Nothing of
-/// this is for signal handlers.
+/// this is for signal handlers. A lock that another thread holds when the process forks stays held in the child.
 pub trait LocalLock<T: Send>: Live<Target = CpuLock<T>, Domain = Global> + Sized {
     /// Waits for the current CPU's value, and works on it. The thread may be on another CPU before `work` ends; the
     /// value stays that of the first.
@@ -138,8 +139,13 @@ pub trait LocalLock<T: Send>: Live<Target = CpuLock<T>, Domain = Global> + Sized
         loop {
             match acquire(self) {
                 Ok(mut held) => return work(held.value()),
-                Err(Busy::Others) => patience.wait(),
                 Err(Busy::Caller) => panic!("a thread locks the value of a CPU that it has locked"),
+                Err(Busy::Others) if !patience.is_over() => patience.wait(),
+                // Threads elsewhere may keep the gate up for ever, one after the other: this one becomes one of them.
+                Err(Busy::Others) => match hold_on(self, Global::current_cpu()) {
+                    Ok((_closed, mut held)) => return work(held.value()),
+                    Err(_) => patience.wait(),
+                },
             }
         }
     }
@@ -158,41 +164,37 @@ pub trait LocalLock<T: Send>: Live<Target = CpuLock<T>, Domain = Global> + Sized
     /// # Panics
     /// If the thread has the value already.
     fn with_on<R>(&self, cpu: CpuId, work: impl FnOnce(&mut T) -> R) -> Result<R, LockError> {
-        if !Global::units().materialised().contains(cpu) {
-            Global::bring_up(cpu).map_err(LockError::Cpu)?;
-        }
-        let copy = per_cpu_ptr(self, cpu).map_err(LockError::Cpu)?;
-        // SAFETY: the variable is live; a `CpuLock` is shared by its locks.
-        let lock = unsafe { copy.as_ref() };
-        let _closed = Closed::new(lock);
-        if method() == Method::RestartableSequences && cpu != stray_unit() {
-            ProcessOps::wait_for_gated().map_err(LockError::Fence)?;
-        }
-        let mut patience = Patience::default();
-        loop {
-            let me = caller();
-            match lock
-                .owner
-                .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
-            {
-                Ok(_) => return Ok(work(Held { lock }.value())),
-                Err(owner) if owner == me => {
-                    panic!("a thread locks the value of a CPU that it has locked")
-                }
-                Err(_) => patience.wait(),
-            }
-        }
+        let (_closed, mut held) = hold_on(self, cpu)?;
+        Ok(work(held.value()))
     }
 }
 
 impl<T: Send, H: Live<Target = CpuLock<T>, Domain = Global>> LocalLock<T> for H {}
 
-/// A number of the calling thread, other than 0 and than that of any thread that lives.
+/// A number of the calling thread, other than 0 and than that of any thread that lives; the same in shared libraries.
+///
+/// It is where the thread's control block lies. A thread of a forked child may lie where one of its parent did that held
+/// a value: the number of forks is in it.
 fn caller() -> u64 {
-    std::thread_local! {
-        static PLACE: u64 = const { 0 };
-    }
-    PLACE.with(|place| (&raw const *place).addr() as u64)
+    #[cfg(target_arch = "x86_64")]
+    let place = {
+        let place: u64;
+        // SAFETY: the first word of a thread's control block points to itself.
+        unsafe {
+            core::arch::asm!("mov {place}, qword ptr fs:[0]", place = out(reg) place,
+                options(nostack, readonly, preserves_flags));
+        }
+        place
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let place = {
+        std::thread_local! {
+            static PLACE: u64 = const { 0 };
+        }
+        PLACE.with(|place| (&raw const *place).addr() as u64)
+    };
+    // Addresses of a process have 47 bits.
+    place ^ (crate::global::forks() << 48)
 }
 
 /// Who has a value that can't be had.
@@ -217,6 +219,40 @@ fn acquire<T, V: Live<Target = CpuLock<T>, Domain = Global>>(
         }),
         owner if owner == me => Err(Busy::Caller),
         _ => Err(Busy::Others),
+    }
+}
+
+/// Waits for `cpu`'s value, from wherever the caller is. The value is given back before the gate comes down.
+///
+/// # Panics
+/// If the thread has the value already.
+fn hold_on<T, V: Live<Target = CpuLock<T>, Domain = Global>>(
+    variable: &V,
+    cpu: CpuId,
+) -> Result<(Closed<'_>, Held<'_, T>), LockError> {
+    if !Global::units().materialised().contains(cpu) {
+        Global::bring_up(cpu).map_err(LockError::Cpu)?;
+    }
+    let copy = per_cpu_ptr(variable, cpu).map_err(LockError::Cpu)?;
+    // SAFETY: the variable is live; a `CpuLock` is shared by its locks.
+    let lock = unsafe { copy.as_ref() };
+    let closed = Closed::new(lock);
+    if method() == Method::RestartableSequences && cpu != stray_unit() {
+        ProcessOps::wait_for_gated().map_err(LockError::Fence)?;
+    }
+    let me = caller();
+    let mut patience = Patience::default();
+    loop {
+        match lock
+            .owner
+            .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
+        {
+            Ok(_) => return Ok((closed, Held { lock })),
+            Err(owner) if owner == me => {
+                panic!("a thread locks the value of a CPU that it has locked")
+            }
+            Err(_) => patience.wait(),
+        }
     }
 }
 
@@ -263,14 +299,20 @@ struct Patience {
 }
 
 impl Patience {
+    /// How often others are let run before it is over.
+    const ROUNDS: u32 = 32;
+
+    fn is_over(&self) -> bool {
+        self.rounds >= Self::ROUNDS
+    }
+
     fn wait(&mut self) {
-        const ROUNDS: u32 = 32;
         const NAP: Duration = Duration::from_micros(50);
-        if self.rounds < ROUNDS {
+        if self.is_over() {
+            std::thread::sleep(NAP);
+        } else {
             self.rounds += 1;
             std::thread::yield_now();
-        } else {
-            std::thread::sleep(NAP);
         }
     }
 }

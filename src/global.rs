@@ -6,7 +6,7 @@
 //!
 //! # Signal handlers
 //! The [operations](crate::this_cpu) on current copies may be used in a signal handler, and so may sums: they take no
-//! lock. A handler may allocate and free with [`AllocFlags::TRY`](crate::AllocFlags::TRY) and
+//! lock, but for a [`CpuLock`](crate::CpuLock), and a [`CpuBuffer`](crate::CpuBuffer) where there are no restartable sequences. A handler may allocate and free with [`AllocFlags::TRY`](crate::AllocFlags::TRY) and
 //! [`FreeFlags::TRY`](crate::FreeFlags::TRY) only. Such a call does not wait: where the thread that was interrupted, or another
 //! one, holds the instance's lock it returns `Busy`. Any other call would wait for the thread that was interrupted, for
 //! ever. An event hook is called from the handler then.
@@ -15,7 +15,9 @@
 //! The child has copies of its own of all variables, and all that the parent could do with them it can: operations,
 //! sums, allocation, the upkeep, [`RefCount::kill`](crate::RefCount::kill). `fork` waits for what other threads have under
 //! way in the instance, as it does for `malloc`. What they had allocated stays allocated in the child, and what they
-//! would have freed is not. A fork from an [event hook](crate::stats::EventHook), or from a signal handler that
+//! would have freed is not. What another thread was in the middle of is as it was then, for ever: a
+//! [`CpuLock`](crate::CpuLock) that it held, an append where operations are LOCKed steps, what it carried from a copy to
+//! the shared number of a [`BatchCounter`](crate::BatchCounter), a kill of a reference count. A fork from an [event hook](crate::stats::EventHook), or from a signal handler that
 //! interrupted a call of the instance, may wait for ever.
 //!
 //! `vfork`, `_Fork` and a raw `clone` call no handlers. A child of `_Fork` has the copies, but must not allocate
@@ -257,6 +259,11 @@ pub fn method() -> Method {
     }
 }
 
+/// How many forks lie between the first process with this memory and this one.
+pub(crate) fn forks() -> u64 {
+    fork::count()
+}
+
 /// The CPU id of the stray unit: the copies of threads that are not registered with the kernel.
 pub fn stray_unit() -> CpuId {
     CpuId::new(Global::units().nr_cpu_ids() - 1)
@@ -377,7 +384,7 @@ extern "C" fn before_main() {
 }
 
 #[used]
-#[unsafe(link_section = ".init_array")]
+#[unsafe(link_section = ".init_array.00101")]
 static BEFORE_MAIN: extern "C" fn() = before_main;
 
 impl Process {

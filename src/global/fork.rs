@@ -4,7 +4,16 @@
 //! users of the instance are through, and first after it. They are registered after the first memory was had from
 //! `malloc`: a `malloc` with handlers of its own stops after the instance, whose work may need it.
 
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::io;
+
+/// How many forks lie between the first process with this memory and this one.
+static FORKS: AtomicU64 = AtomicU64::new(0);
+
+/// How many forks lie between the first process with this memory and this one.
+pub(super) fn count() -> u64 {
+    FORKS.load(Ordering::Relaxed)
+}
 
 /// Has the handlers called by every `fork` from now on. They wait for the instance to be set up.
 ///
@@ -28,6 +37,7 @@ extern "C" fn in_parent() {
 }
 
 extern "C" fn in_child() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
     // SAFETY: `before` ran on this thread, in the parent; the child has no other thread.
     unsafe { super::global().end_rest_alone() };
 }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use pcpu::{CpuLock, LocalLock, PerCpu, StaticVar, define_per_cpu, global};
@@ -98,6 +99,32 @@ fn a_closure_that_panics_gives_the_lock_back() {
         assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
         assert_eq!(lock.try_with(|value| *value), Some(3));
     });
+}
+
+/// Two threads that want the value from elsewhere keep its gate up between them for ever.
+#[test]
+fn threads_elsewhere_do_not_keep_a_cpu_out() {
+    const WANTED: u64 = 200;
+    let lock = PerCpu::<CpuLock<u64>>::new().expect("there is memory");
+    let cpus = allowed_cpus();
+    let (first, last) = (cpus[0], cpus[cpus.len() - 1]);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (lock, is_over) = (&lock, &is_over);
+        for _ in 0..3 {
+            scope.spawn(move || {
+                keep_on(0, &[last]);
+                while !is_over.load(Ordering::Relaxed) {
+                    lock.with_on(first, |_| ()).expect("the CPU is possible");
+                }
+            });
+        }
+        on_cpu(first, || {
+            (0..WANTED).for_each(|_| lock.with(|value| *value += 1))
+        });
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(lock.with_on(first, |value| *value), Ok(WANTED));
 }
 
 fn storm(crew: Crew, times: u64) {
