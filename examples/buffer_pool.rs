@@ -1,5 +1,6 @@
 //! A pool of buffers: each CPU has a list of those that nobody uses, and takes and returns them without a lock and
-//! without a LOCKed instruction. What all CPUs together may keep is bounded.
+//! without a LOCKed instruction. How many a CPU keeps is
+//! bounded, near enough.
 //!
 //! `cargo run --release --example buffer_pool`
 
@@ -27,8 +28,7 @@ pcpu::stack_node!(Block { link });
 
 struct Pool {
     free: PerCpu<CpuStack<Box<Block>>>,
-    /// About how many are in each list. A buffer that returns to another CPU than its count did makes it lie by one; it
-    /// is a bound for memory, and a list is never empty or full by it.
+    /// How many are in each list, but for threads that came to another CPU between the list and the number.
     kept: PerCpu<CpuCell<i32>>,
     made: Counter,
 }
@@ -64,9 +64,10 @@ impl Pool {
     }
 
     fn give_back(&self, block: Box<Block>) {
-        if self.kept.read() < KEPT_PER_CPU {
-            self.kept.inc();
+        if self.kept.add_return(1) <= KEPT_PER_CPU {
             self.free.push(block);
+        } else {
+            self.kept.dec();
         }
     }
 }

@@ -66,8 +66,9 @@ use crate::unit::CpuId;
 /// ([`crate::module`](mod@crate::module)).
 ///
 /// # Safety
-/// [`allocator`](Self::allocator) always returns the same instance, and no other domain returns that one. The functions
-/// with a default do for that instance what the default does.
+/// [`allocator`](Self::allocator) always returns the same instance, and no other domain returns that one. `Ops` works on the
+/// copies of this instance, and nothing works on them in another way. The functions with a default do for that instance what
+/// the default does.
 pub unsafe trait Domain: Sized + 'static {
     /// Where the instance's memory comes from.
     type Backing: Backing + 'static;
@@ -389,8 +390,10 @@ pub unsafe fn free_percpu_with<T, D: Domain>(
 /// [`CpuError`] if `cpu` is not possible.
 #[inline]
 pub fn per_cpu_ptr<H: Handle>(variable: H, cpu: CpuId) -> Result<NonNull<H::Target>, CpuError> {
+    // First of all, for it sets a process's instance up: a static variable's handle is right from then on.
+    let units = H::Domain::units();
     let handle = variable.handle();
-    let address = H::Domain::units().copy_of(handle.neutral(), cpu)?;
+    let address = units.copy_of(handle.neutral(), cpu)?;
     Ok(non_null(address, handle.neutral()))
 }
 

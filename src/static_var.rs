@@ -34,7 +34,7 @@ pub unsafe trait StaticVar: Handle<Domain = Global> {
     where
         Self::Target: Sync + 'static,
     {
-        let copy = per_cpu_ptr(self.handle(), cpu)?;
+        let copy = per_cpu_ptr(self, cpu)?;
         // SAFETY: the copy starts as the initial value of the type, is only ever shared (it is `Sync`), and lives as
         // long as the process.
         Ok(unsafe { copy.as_ref() })

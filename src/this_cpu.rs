@@ -1,4 +1,5 @@
-//! Operations on the current CPU's copy of a variable, without a lock and without a LOCKed instruction.
+//! Operations on the current CPU's copy of a variable, without a lock and without a LOCKed instruction where the home has
+//! the means.
 //!
 //! A scalar that is changed this way is a [`CpuCell`]. Each operation is one step as far as its CPU is concerned:
 //! neither an interrupt (or a signal), nor a migration to another CPU, nor another thread there can come between its
@@ -10,7 +11,8 @@
 //! until somebody takes them a [`CpuBuffer`].
 //!
 //! How it is done depends on the home, which a [`Domain`] names by its [`LocalOps`]: [`process`] for a
-//! Linux process, [`gs`] for an x86_64 kernel. All operations are relaxed: they order no other memory access.
+//! Linux process, [`gs`] for an x86_64 kernel. Operations on words are relaxed: they order no
+//! other memory access. What is pushed or appended was written before it is popped or taken.
 
 use core::fmt;
 use core::ptr;
@@ -202,14 +204,14 @@ unsafe fn add_within_by_replacing<O: LocalOps + ?Sized>(at: usize, value: u64, b
 /// # Safety
 /// As [`LocalOps::push`].
 unsafe fn push_by_replacing<O: LocalOps + ?Sized>(at: usize, link: *mut usize) {
-    // What the node holds is written before others find it.
-    fence(Ordering::Release);
     let node = link.expose_provenance() as u64;
     // SAFETY: the promise of the caller.
     let mut first = unsafe { O::read::<u64>(at) };
     loop {
         // SAFETY: the link is the caller's until the exchange has succeeded.
         unsafe { link.write(first as usize) };
+        // The link, and what the node holds, is written before others find it.
+        fence(Ordering::Release);
         // A stack that has been another meanwhile, or another CPU's, and begins with the same node is as good. SAFETY: the
         // promise of the caller.
         let found = unsafe { O::fetch(at, Change::Replace(first, node)) };

@@ -235,3 +235,25 @@ fn variables_of_another_crate_are_like_ones_own() {
     let same: *const CpuCell<u64> = PLAIN.get(cpu).unwrap();
     assert_eq!(copy, same);
 }
+
+define_per_cpu! {
+    static EARLY: CpuCell<u64> = CpuCell::new(77);
+}
+
+static FOUND_EARLY: AtomicU64 = AtomicU64::new(0);
+
+/// Runs before the crate's own start-up code, as a constructor of C++ may.
+extern "C" fn constructor() {
+    let cpu = pcpu::unit::CpuId::new(0);
+    let found = EARLY.get(cpu).map(CpuCell::read_remote);
+    FOUND_EARLY.store(found.unwrap_or(0), Relaxed);
+}
+
+#[used]
+#[unsafe(link_section = ".init_array.00100")]
+static CONSTRUCTOR: extern "C" fn() = constructor;
+
+#[test]
+fn a_copy_is_there_as_soon_as_anybody_asks() {
+    assert_eq!(FOUND_EARLY.load(Relaxed), 77);
+}

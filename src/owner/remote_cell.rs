@@ -37,7 +37,7 @@ pub trait RemoteCell<T: Scalar>: Live<Target = CpuCell<T>> {
     /// # Errors
     /// [`CpuError`] if `cpu` is not possible.
     fn read_on(&self, cpu: CpuId) -> Result<T, CpuError> {
-        let copy = per_cpu_ptr(self.handle(), cpu)?;
+        let copy = per_cpu_ptr(self, cpu)?;
         let units = <Self::Domain as Domain>::units();
         let is_untouched =
             !units.materialised().contains(cpu) && region_of(self) == Region::Dynamic;

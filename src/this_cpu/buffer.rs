@@ -81,6 +81,7 @@ impl<T: Copy, const N: usize> CpuBuffer<T, N> {
 
     /// The items of this copy, for its only user.
     pub fn items(&mut self) -> &mut [T] {
+        const { assert!(Self::CAPACITY_BYTES > 0) };
         let items = *self.used_bytes.get_mut() as usize / size_of::<T>();
         // SAFETY: so many items have been appended.
         unsafe { slice::from_raw_parts_mut(self.items.get().cast(), items) }
