@@ -60,7 +60,7 @@ pub struct Artifact(Value);
 
 impl Artifact {
     /// The program, if it is one and has this name.
-    fn program(&self, name: &str) -> Option<PathBuf> {
+    pub fn program(&self, name: &str) -> Option<PathBuf> {
         let executable = self.0["executable"].as_str()?;
         (self.0["target"]["name"] == name).then(|| executable.into())
     }

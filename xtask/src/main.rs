@@ -4,20 +4,22 @@
 //! |---|---|
 //! | `test` | every check and test of the project |
 //! | `test FILTER` | those steps whose name contains FILTER |
+//! | `kernel [OPTIONS]` | boots the kernel in QEMU and runs its tests; the options: `src/kernel/options.rs` |
 //!
 //! A run ends with the line `N passed, N failed`, which counts tests and other checks alike. Exit 0: all passed;
-//! 1: some failed; 2: no such task.
+//! 1: some failed; 2: no such task or option.
 
 use std::process::ExitCode;
 
 mod command;
 mod freestanding;
+mod kernel;
 mod layout;
 mod replay;
 mod steps;
 mod tally;
 
-const USAGE: &str = "usage: cargo xtask test [FILTER]";
+const USAGE: &str = "usage: cargo xtask test [FILTER] | cargo xtask kernel [OPTIONS]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -29,6 +31,10 @@ fn main() -> ExitCode {
             "no step is named like '{filter}'; there are: {}",
             steps::names()
         )),
+        ["kernel", ref options @ ..] => match kernel::Options::parse(options) {
+            Ok(options) => kernel::run(&options),
+            Err(line) => wrong_use(&line),
+        },
         _ => wrong_use(USAGE),
     }
 }

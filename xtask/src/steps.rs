@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::command::{Failure, Program, cargo, check, check_tests};
 use crate::tally::Tally;
-use crate::{freestanding, layout, replay};
+use crate::{freestanding, kernel, layout, replay};
 
 /// One step: a name to pick it by, what it shows, and how.
 struct Step {
@@ -20,7 +20,8 @@ const STEPS: &[Step] = &[
         shows: "all code is formatted",
         run: || {
             check(&mut cargo(
-                "fmt --all --check -- xtask/freestanding/main.rs",
+                "fmt --all --check -- xtask/freestanding/main.rs kernel/modules/counter.rs \
+                 kernel/modules/large.rs kernel/modules/reader.rs",
             ))
         },
     },
@@ -48,6 +49,15 @@ const STEPS: &[Step] = &[
         run: || {
             check(&mut cargo(
                 "clippy --package pcpu --no-default-features --features paging -- -D warnings",
+            ))
+        },
+    },
+    Step {
+        name: "clippy-kernel",
+        shows: "no warning in the kernel",
+        run: || {
+            check(&mut cargo(
+                "clippy --package pcpu-kernel --features boot -- -D warnings",
             ))
         },
     },
@@ -98,6 +108,36 @@ const STEPS: &[Step] = &[
         name: "replay",
         shows: "real traces: nothing is refused, packing is no worse than Linux's",
         run: replay::check,
+    },
+    Step {
+        name: "kernel-1",
+        shows: "a kernel uses the library: 1 CPU",
+        run: || kernel::check_args("--cpus 1"),
+    },
+    Step {
+        name: "kernel-4",
+        shows: "4 CPUs, the first chunk of single pages",
+        run: || kernel::check_args("--cpus 4 --page"),
+    },
+    Step {
+        name: "kernel-trace",
+        shows: "4 CPUs replay a recorded trace at once",
+        run: || kernel::check_trace("--cpus 4", "traces/boot8.trace.gz"),
+    },
+    Step {
+        name: "kernel-64",
+        shows: "64 CPUs on 4 nodes",
+        run: || kernel::check_args("--cpus 64 --nodes 4"),
+    },
+    Step {
+        name: "kernel-icount",
+        shows: "interrupts at every instruction",
+        run: || kernel::check_args("--cpus 2 --icount"),
+    },
+    Step {
+        name: "kernel-dies",
+        shows: "a kernel that faults says so and fails",
+        run: kernel::check_deaths,
     },
 ];
 

@@ -48,6 +48,15 @@ impl Tally {
             failed: count("failed"),
         }
     }
+
+    /// The tally that a closing line `N passed, N failed` tells of.
+    pub fn of_closing_line(line: &str) -> Option<Self> {
+        let (passed, failed) = line.split_once(" passed, ")?;
+        Some(Self {
+            passed: passed.parse().ok()?,
+            failed: failed.strip_suffix(" failed")?.parse().ok()?,
+        })
+    }
 }
 
 impl AddAssign for Tally {
@@ -97,5 +106,9 @@ mod tests {
         tally += Tally::of(false);
         tally += Tally::of(true);
         assert_eq!(tally.to_string(), "2 passed, 1 failed");
+        assert_eq!(Tally::of_closing_line(&tally.to_string()), Some(tally));
+        for line in ["", "ok 2 passed, 1 failed", "2 passed, 1 failed."] {
+            assert_eq!(Tally::of_closing_line(line), None, "{line}");
+        }
     }
 }

@@ -1,0 +1,94 @@
+//! The pages of a module's code and data, in the low 2 GiB, from where its instructions reach the kernel and all handles.
+//!
+//! They are written through the physical map: the mapping that is executed cannot be written, not even while the module
+//! is loaded.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use pcpu::unit::NodeId;
+use x86_64::instructions::tlb;
+
+use crate::cpus::work::on_all_cpus;
+use crate::memory::paging::{self, Access, OutOfFrames};
+use crate::memory::{MODULES, PAGE_BYTES, PHYSICAL_MAP, frames};
+
+/// Addresses are used once.
+static NEXT: AtomicUsize = AtomicUsize::new(MODULES);
+
+/// The most pages of a section.
+const MAX_PAGES: usize = 16;
+
+/// Some pages side by side.
+pub struct Pages {
+    start: usize,
+    pages: usize,
+}
+
+impl Pages {
+    /// Zeroed pages for so many bytes.
+    ///
+    /// # Errors
+    /// [`OutOfFrames`], also for a section of more than [`MAX_PAGES`]; nothing stays mapped.
+    pub fn map(bytes: usize, access: Access) -> Result<Self, OutOfFrames> {
+        let wanted = bytes.div_ceil(PAGE_BYTES);
+        if wanted > MAX_PAGES {
+            return Err(OutOfFrames);
+        }
+        let start = NEXT.fetch_add(wanted * PAGE_BYTES, Ordering::Relaxed);
+        let mut pages = Self { start, pages: 0 };
+        while pages.pages < wanted {
+            let address = start + pages.pages * PAGE_BYTES;
+            let frame = paging::map_new(address, NodeId::new(0), access)?;
+            pages.pages += 1;
+            let alias = PHYSICAL_MAP + frame.start_address().as_u64() as usize;
+            // SAFETY: a fresh frame.
+            unsafe {
+                core::ptr::with_exposed_provenance_mut::<u8>(alias).write_bytes(0, PAGE_BYTES)
+            };
+        }
+        Ok(pages)
+    }
+
+    /// Where they begin.
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Their length.
+    pub fn bytes(&self) -> usize {
+        self.pages * PAGE_BYTES
+    }
+
+    /// Writes to the pages, from a place in them on.
+    ///
+    /// # Panics
+    /// If it does not fit.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.bytes());
+        for (address, &byte) in (self.start + offset..).zip(bytes) {
+            let physical = paging::physical_address(address).expect("it is mapped");
+            let alias = PHYSICAL_MAP + physical.as_u64() as usize;
+            // SAFETY: the frame is this module's, which does not run yet.
+            unsafe { core::ptr::with_exposed_provenance_mut::<u8>(alias).write(byte) };
+        }
+    }
+}
+
+impl Drop for Pages {
+    /// Unmaps the pages; the frames are free only when no CPU has a translation of them.
+    fn drop(&mut self) {
+        let addresses = || (0..self.pages).map(|page| self.start + page * PAGE_BYTES);
+        let mut frames_of_pages = [None; MAX_PAGES];
+        for (address, frame) in addresses().zip(&mut frames_of_pages) {
+            // SAFETY: the module is gone.
+            *frame = Some(unsafe { paging::unmap(address) });
+        }
+        if self.pages > 0 {
+            on_all_cpus(&|_| tlb::flush_all());
+        }
+        for frame in frames_of_pages.into_iter().flatten() {
+            // SAFETY: it was this module's, and no CPU can reach it any more.
+            unsafe { frames::free(frame) };
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The tests that run in the kernel: a list of names and functions, a line for each, and the tally at the end.
+
+use core::fmt::{self, Write};
+
+use pcpu::unit::CpuId;
+
+use crate::cpus::work::{on_all_cpus, online};
+use crate::exit::Outcome;
+use crate::machine::machine;
+use crate::percpu::gs::PerCpuVar;
+use crate::println;
+
+pub mod death;
+mod memory;
+mod modules;
+mod percpu;
+mod placing;
+mod sweep;
+mod trace;
+mod user;
+
+/// A test.
+pub struct Test {
+    name: &'static str,
+    run: fn() -> Result<(), Why>,
+}
+
+impl Test {
+    const fn new(name: &'static str, run: fn() -> Result<(), Why>) -> Self {
+        Self { name, run }
+    }
+}
+
+/// As long as an error may be without a heap.
+const WHY_BYTES: usize = 112;
+
+/// Why a test failed: a short text. There is no heap to keep a longer one in.
+pub struct Why {
+    text: [u8; WHY_BYTES],
+    bytes: usize,
+}
+
+impl Why {
+    /// The text; its end is cut off where it is too long.
+    pub fn new(text: fmt::Arguments<'_>) -> Self {
+        let mut why = Self {
+            text: [0; WHY_BYTES],
+            bytes: 0,
+        };
+        // It fails only when the text is full.
+        let _ = why.write_fmt(text);
+        why
+    }
+}
+
+impl Write for Why {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for &byte in text.as_bytes() {
+            let place = self.text.get_mut(self.bytes).ok_or(fmt::Error)?;
+            *place = byte;
+            self.bytes += 1;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.text[..self.bytes].utf8_chunks() {
+            f.write_str(chunk.valid())?;
+        }
+        Ok(())
+    }
+}
+
+impl<E: core::error::Error> From<E> for Why {
+    fn from(error: E) -> Self {
+        Self::new(format_args!("{error}"))
+    }
+}
+
+/// Ends a test as failed if a condition does not hold.
+#[macro_export]
+macro_rules! ensure {
+    ($condition:expr, $($why:tt)+) => {
+        if !$condition {
+            return Err($crate::tests::Why::new(format_args!($($why)+)));
+        }
+    };
+}
+
+/// Runs all tests.
+pub fn run_all() -> Outcome {
+    let (mut passed, mut failed) = (0, 0);
+    let placing = match machine().start_info.option("icount") {
+        Some(_) => placing::TESTS,
+        None => &[],
+    };
+    let trace = match machine().start_info.module {
+        Some(_) => trace::TESTS,
+        None => &[],
+    };
+    let tests = [
+        memory::TESTS,
+        percpu::TESTS,
+        user::TESTS,
+        modules::TESTS,
+        placing,
+        trace,
+    ];
+    for test in tests.into_iter().flatten() {
+        match (test.run)() {
+            Ok(()) => {
+                println!("ok {}", test.name);
+                passed += 1;
+            }
+            Err(why) => {
+                println!("FAILED {}: {why}", test.name);
+                failed += 1;
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed == 0 {
+        Outcome::Passed
+    } else {
+        Outcome::Failed
+    }
+}
+
+/// A CPU's copy of a number.
+fn copy_of(variable: &PerCpuVar<u64>, cpu: CpuId) -> u64 {
+    // SAFETY: a live copy; only its own CPU writes to it.
+    unsafe { crate::percpu::copy(variable, cpu).read_volatile() }
+}
+
+/// How many CPUs work at a time in [`by_turns`].
+const TURN_CPUS: u32 = 8;
+
+/// Calls `work` once on every CPU that is online, a few CPUs at a time: for work with timers, which QEMU serves in one
+/// thread, and which starve where more CPUs spin than the host has.
+fn by_turns(work: impl Fn(CpuId) + Sync) {
+    let last = online().last().map_or(0, CpuId::get);
+    for first in (0..=last).step_by(TURN_CPUS as usize) {
+        on_all_cpus(&|cpu| {
+            if (first..first + TURN_CPUS).contains(&cpu.get()) {
+                work(cpu);
+            }
+        });
+    }
+}

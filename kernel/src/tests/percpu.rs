@@ -1,0 +1,379 @@
+//! The per-CPU variables of this kernel: static and dynamic, on all CPUs.
+
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use pcpu::unit::CpuId;
+use pcpu::{
+    AllocError, BatchCounter, Counter, CpuCell, Domain, Handle, LocalCell, PerCpu, PerCpuPtr,
+    RefCount, RemoteCell, Request, alloc_percpu_in, free_percpu, per_cpu_ptr,
+};
+
+use super::{Test, Why, by_turns, copy_of};
+use crate::cpus::bring_up;
+use crate::cpus::local_apic::{self, TimerKind};
+use crate::cpus::work::{nr_online, on_all_cpus, online};
+use crate::machine::machine;
+use crate::memory::{PAGE_BYTES, frames, image, paging};
+use crate::percpu::gs::PerCpuVar;
+use crate::percpu::{self, Kernel};
+use crate::{ensure, interrupts, probe, this_cpu_add, this_cpu_inc, this_cpu_read};
+
+pub const TESTS: &[Test] = &[
+    Test::new("all CPUs that are there came", all_came),
+    Test::new("a CPU's offset leads up, more than 4 GiB", offsets_lead_up),
+    Test::new("static variables start with their value", initial_values),
+    Test::new("static variables count on every CPU", statics_count),
+    Test::new("dynamic variables count on every CPU", dynamics_count),
+    Test::new("all CPUs allocate and free at once", allocate_at_once),
+    Test::new("a CPU comes late and finds its copies", late_cpu),
+    Test::new("chunks come and go", chunks_come_and_go),
+    Test::new("counters add up", counters_add_up),
+    Test::new(
+        "references are counted on every CPU, and the last one out ends it",
+        references,
+    ),
+    Test::new("every unit is on its CPU's node", units_are_near),
+    Test::new(
+        "the template is gone and nobody misses it",
+        template_is_gone,
+    ),
+    Test::new("the timer counts on every CPU", timer_counts),
+];
+
+const ROUNDS: u64 = 1000;
+
+/// Rounds of all CPUs together, where each round concerns all CPUs.
+const TOTAL_ROUNDS: u64 = 4096;
+
+#[unsafe(link_section = ".data..percpu")]
+static HITS: PerCpuVar<u64> = PerCpuVar::new(0);
+
+#[unsafe(link_section = ".data..percpu..shared_aligned")]
+static SEED: PerCpuVar<u64> = PerCpuVar::new(SEED_VALUE);
+
+const SEED_VALUE: u64 = 0x0123_4567_89ab_cdef;
+
+#[unsafe(link_section = ".data..percpu")]
+static TICKS: PerCpuVar<u64> = PerCpuVar::new(0);
+
+fn all_came() -> Result<(), Why> {
+    let came = AtomicUsize::new(0);
+    on_all_cpus(&|_| {
+        came.fetch_add(1, Ordering::Relaxed);
+    });
+    let late = usize::from(bring_up::latecomer(machine()).is_some());
+    let there = machine().cpus().iter().filter(|cpu| cpu.enabled).count();
+    let (came, expected) = (came.into_inner(), there - late);
+    ensure!(came == expected, "{came} of {expected} CPUs");
+    ensure!(online().count() == expected, "{} online", online().count());
+    Ok(())
+}
+
+fn offsets_lead_up() -> Result<(), Why> {
+    let units = Kernel::allocator().units();
+    for cpu in units.possible().iter() {
+        let offset = units.offset(cpu).unwrap_or(0);
+        let unit = HITS.handle().neutral().checked_add(offset);
+        ensure!(
+            offset > 4 << 30 && unit.is_some(),
+            "CPU {cpu}: offset {offset:#x}"
+        );
+    }
+    Ok(())
+}
+
+fn initial_values() -> Result<(), Why> {
+    let right = AtomicU64::new(0);
+    on_all_cpus(&|_| {
+        let is_right = this_cpu_read!(SEED) == SEED_VALUE;
+        right.fetch_add(u64::from(is_right), Ordering::Relaxed);
+    });
+    let right = right.into_inner();
+    ensure!(right == u64::from(nr_online()), "on {right} CPUs");
+    Ok(())
+}
+
+fn statics_count() -> Result<(), Why> {
+    on_all_cpus(&|cpu| {
+        for _ in 0..ROUNDS {
+            this_cpu_inc!(HITS);
+            this_cpu_add!(HITS, u64::from(cpu.get()));
+        }
+    });
+    for cpu in online() {
+        let (hits, expected) = (copy_of(&HITS, cpu), ROUNDS * (u64::from(cpu.get()) + 1));
+        ensure!(hits == expected, "CPU {cpu}: {hits}, not {expected}");
+    }
+    Ok(())
+}
+
+fn dynamics_count() -> Result<(), Why> {
+    let cell = PerCpu::<CpuCell<u64>, Kernel>::new()?;
+    on_all_cpus(&|cpu| {
+        for _ in 0..ROUNDS {
+            cell.add(u64::from(cpu.get()));
+            cell.inc();
+        }
+    });
+    for (cpu, cell) in cell.iter() {
+        let (hits, expected) = (cell.read_remote(), ROUNDS * (u64::from(cpu.get()) + 1));
+        ensure!(hits == expected, "CPU {cpu}: {hits}, not {expected}");
+    }
+    let expected: u64 = online()
+        .map(|cpu| ROUNDS * (u64::from(cpu.get()) + 1))
+        .sum();
+    ensure!(cell.sum() == expected, "sum {}, not {expected}", cell.sum());
+    Ok(())
+}
+
+/// Every CPU keeps a few areas of changing sizes, and finds in its own copy what it wrote.
+fn allocate_at_once() -> Result<(), Why> {
+    const KEPT: usize = 4;
+    let before = Kernel::allocator().stats().live_bytes;
+    let rounds = (TOTAL_ROUNDS / u64::from(nr_online())).min(ROUNDS);
+    let (served, wrong) = (AtomicU64::new(0), AtomicU64::new(0));
+    on_all_cpus(&|cpu| {
+        let mut kept: [Option<(PerCpuPtr<u64, Kernel>, usize)>; KEPT] = [None; KEPT];
+        for round in 0..rounds as usize {
+            let words = 1 + (round * 7 + cpu.index() * 3) % 20;
+            let request = Request::new(words * 8, 8);
+            if let Some((area, words)) = kept[round % KEPT].take() {
+                wrong.fetch_add(check_and_free(area, words, cpu), Ordering::Relaxed);
+            }
+            let Ok(area) = pcpu::alloc_percpu_bytes::<Kernel>(&request) else {
+                continue;
+            };
+            served.fetch_add(1, Ordering::Relaxed);
+            wrong.fetch_add(mark(area.cast(), words, cpu), Ordering::Relaxed);
+            kept[round % KEPT] = Some((area.cast(), words));
+        }
+        for (area, words) in kept.into_iter().flatten() {
+            wrong.fetch_add(check_and_free(area, words, cpu), Ordering::Relaxed);
+        }
+    });
+    let (served, wrong) = (served.into_inner(), wrong.into_inner());
+    let expected = rounds * u64::from(nr_online());
+    ensure!(served == expected, "{served} of {expected} were served");
+    ensure!(wrong == 0, "{wrong} areas were wrong");
+    let after = Kernel::allocator().stats().live_bytes;
+    ensure!(before == after, "{before} bytes before, {after} after");
+    Ok(())
+}
+
+/// Writes to all words of the CPU's copy; 1 if one of them was not zero.
+fn mark(area: PerCpuPtr<u64, Kernel>, words: usize, cpu: CpuId) -> u64 {
+    let Ok(copy) = per_cpu_ptr(area, cpu) else {
+        return 1;
+    };
+    // SAFETY: the caller has just allocated the area, of so many words.
+    let words = unsafe { core::slice::from_raw_parts_mut(copy.as_ptr(), words) };
+    let was_zero = words.iter().all(|&word| word == 0);
+    words.fill(value_of(area, cpu));
+    u64::from(!was_zero)
+}
+
+/// 1 if the words are not what [`mark`] wrote.
+fn check_and_free(area: PerCpuPtr<u64, Kernel>, words: usize, cpu: CpuId) -> u64 {
+    let Ok(copy) = per_cpu_ptr(area, cpu) else {
+        return 1;
+    };
+    // SAFETY: the area is the caller's, of so many words.
+    let words = unsafe { core::slice::from_raw_parts(copy.as_ptr(), words) };
+    let is_right = words.iter().all(|&word| word == value_of(area, cpu));
+    // SAFETY: the caller does not use it any more.
+    let freed = unsafe { free_percpu(area) };
+    u64::from(!is_right || freed.is_err())
+}
+
+fn value_of(area: PerCpuPtr<u64, Kernel>, cpu: CpuId) -> u64 {
+    (area.neutral() as u64) << 8 | u64::from(cpu.get())
+}
+
+/// What was allocated before a CPU came is zero there, static variables have their value, and from then on the CPU
+/// counts with the others.
+fn late_cpu() -> Result<(), Why> {
+    let Some(late) = bring_up::latecomer(machine()) else {
+        return Ok(());
+    };
+    let is_materialised = || Kernel::allocator().units().materialised().contains(late);
+    ensure!(!is_materialised(), "CPU {late} came before its time");
+    let cell = PerCpu::<CpuCell<u64>, Kernel>::new()?;
+    on_all_cpus(&|_| cell.inc());
+    let before = cell.sum();
+    ensure!(before == u64::from(nr_online()), "{before} before");
+
+    bring_up::start(machine(), core::iter::once(late));
+    ensure!(is_materialised(), "CPU {late} has no memory");
+    ensure!(cell.sum() == before, "its copy is not zero");
+    ensure!(copy_of(&SEED, late) == SEED_VALUE, "no initial value");
+    let own_number = AtomicU64::new(0);
+    on_all_cpus(&|cpu| {
+        cell.inc();
+        if cpu == late {
+            own_number.store(u64::from(percpu::current_cpu().get()), Ordering::Relaxed);
+        }
+    });
+    ensure!(
+        own_number.into_inner() == u64::from(late.get()),
+        "it does not know its number"
+    );
+    let after = cell.sum();
+    ensure!(after == 2 * before + 1, "{after} after {before}");
+    Ok(())
+}
+
+/// Allocates until there is no room, frees all of it and does so again: as much fits, and all of it is zero.
+fn chunks_come_and_go() -> Result<(), Why> {
+    const BYTES: usize = 32 << 10;
+    type Area = [u64; BYTES / 8];
+    let allocator = Kernel::allocator();
+    let chunks = allocator.stats().chunks;
+    let mut served = [0; 2];
+    for served in &mut served {
+        // A list through the areas themselves: each has the handle of the one before in its first word.
+        let mut last: Option<PerCpuPtr<Area, Kernel>> = None;
+        loop {
+            let area: PerCpuPtr<Area, Kernel> = match alloc_percpu_in() {
+                Ok(area) => area,
+                Err(AllocError::Backing(_)) => break,
+                Err(error) => return Err(error.into()),
+            };
+            for cpu in online() {
+                let copy = per_cpu_ptr(area, cpu)?;
+                // SAFETY: the area has just been allocated.
+                let words = unsafe { &mut *copy.as_ptr() };
+                ensure!(words.iter().all(|&word| word == 0), "not zero: CPU {cpu}");
+                words.fill(u64::MAX);
+                words[0] = last.map_or(0, |last| last.neutral() as u64);
+            }
+            last = Some(area);
+            *served += 1;
+        }
+        ensure!(allocator.stats().chunks > chunks.max(2), "too few chunks");
+        while let Some(area) = last {
+            // SAFETY: the area is live, and its first word is as above.
+            let before = unsafe { (*per_cpu_ptr(area, CpuId::new(0))?.as_ptr())[0] };
+            // SAFETY: only its first word was needed any more.
+            unsafe { free_percpu(area)? };
+            last = PerCpuPtr::from_neutral(before as usize);
+        }
+        allocator.upkeep();
+    }
+    ensure!(
+        served[0] == served[1] && served[0] > 0,
+        "{} areas, then {}",
+        served[0],
+        served[1]
+    );
+    let left = allocator.stats().chunks;
+    ensure!(left <= chunks + 1, "{chunks} chunks before, {left} after");
+    Ok(())
+}
+
+fn references() -> Result<(), Why> {
+    static ENDED: AtomicU64 = AtomicU64::new(0);
+    let count = RefCount::<_, Kernel>::new_in(|| {
+        ENDED.fetch_add(1, Ordering::Relaxed);
+    })?;
+    on_all_cpus(&|_| {
+        for _ in 0..ROUNDS {
+            drop(count.try_get());
+        }
+    });
+    let last = count.try_get();
+    ensure!(last.is_some(), "no reference to a live one");
+    count.kill()?;
+    ensure!(count.try_get().is_none(), "a reference to a killed one");
+    ensure!(ENDED.load(Ordering::Relaxed) == 0, "it ended too early");
+    drop(last);
+    let ended = ENDED.load(Ordering::Relaxed);
+    ensure!(ended == 1, "it ended {ended} times");
+    Ok(())
+}
+
+fn counters_add_up() -> Result<(), Why> {
+    let counter = Counter::<Kernel>::new_in(5)?;
+    let batch = core::num::NonZeroU32::new(32).ok_or(Why::new(format_args!("0")))?;
+    let batched = BatchCounter::<Kernel>::new_in(5, batch)?;
+    on_all_cpus(&|_| {
+        for _ in 0..ROUNDS {
+            counter.inc();
+            batched.add(3);
+        }
+    });
+    let rounds = ROUNDS as i64 * i64::from(nr_online());
+    ensure!(counter.sum() == 5 + rounds, "sum {}", counter.sum());
+    ensure!(batched.sum() == 5 + 3 * rounds, "sum {}", batched.sum());
+    let off = batched.read().abs_diff(5 + 3 * rounds);
+    ensure!(off <= batched.error_bound(), "off by {off}");
+    Ok(())
+}
+
+fn units_are_near() -> Result<(), Why> {
+    let allocator = Kernel::allocator();
+    // The first chunk, and one more.
+    let far: PerCpuPtr<[u8; 32 << 10], Kernel> = alloc_percpu_in()?;
+    for (start, bytes) in [
+        (allocator.neutral_base(), allocator.sizes().sum_bytes()),
+        (far.neutral(), 32 << 10),
+    ] {
+        for cpu in allocator.units().possible().iter() {
+            let wanted = machine().node_of_cpu(cpu);
+            for offset in (0..bytes).step_by(PAGE_BYTES) {
+                let address = allocator.per_cpu_address(start + offset, cpu)?;
+                let node = paging::physical_address(address).and_then(frames::node_of);
+                ensure!(
+                    node == Some(wanted),
+                    "CPU {cpu}, {address:#x}: node {node:?}, not {wanted}"
+                );
+            }
+        }
+    }
+    ensure!(
+        frames::fall_backs() == 0,
+        "{} frames from another node",
+        frames::fall_backs()
+    );
+    // SAFETY: only the addresses were used.
+    unsafe { free_percpu(far)? };
+    Ok(())
+}
+
+fn template_is_gone() -> Result<(), Why> {
+    let template = image::template();
+    let pages = (template.end - template.start) as usize / PAGE_BYTES;
+    ensure!(
+        percpu::template_frames() == pages && pages > 0,
+        "{} of {pages} frames given back",
+        percpu::template_frames()
+    );
+    for address in template.addresses(PAGE_BYTES as u64) {
+        ensure!(
+            probe::read(address as usize).is_err(),
+            "{address:#x} is mapped"
+        );
+    }
+    // The handle of a variable is an address in there, and works.
+    let handle = SEED.handle().neutral();
+    ensure!(template.contains(handle as u64), "handle {handle:#x}");
+    ensure!(this_cpu_read!(SEED) != 0, "no value");
+    Ok(())
+}
+
+fn timer_counts() -> Result<(), Why> {
+    interrupts::on_timer(Some(|_| this_cpu_inc!(TICKS)));
+    by_turns(|_| {
+        let before = this_cpu_read!(TICKS);
+        local_apic::start_timer(TimerKind::Periodic, 1_000_000);
+        while this_cpu_read!(TICKS) < before + 3 {
+            core::hint::spin_loop();
+        }
+        local_apic::stop_timer();
+    });
+    interrupts::on_timer(None);
+    for cpu in online() {
+        let ticks = copy_of(&TICKS, cpu);
+        ensure!(ticks >= 3, "CPU {cpu}: {ticks} ticks");
+    }
+    Ok(())
+}

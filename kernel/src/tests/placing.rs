@@ -1,0 +1,246 @@
+//! Interrupts and NMIs at every instruction of operations: nothing is lost, whatever they do there themselves.
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use pcpu::{
+    AllocError, AllocFlags, CpuCell, Domain, FreeFlags, LocalCell, PerCpu, PerCpuPtr, RemoteCell,
+};
+use pcpu::{alloc_percpu_in, alloc_percpu_with, free_percpu, free_percpu_with};
+
+use super::sweep::{at_every_instruction, interrupted};
+use super::{Test, Why, copy_of};
+use crate::cpus::local_apic::TimerKind;
+use crate::interrupts::{Frame, Hook};
+use crate::percpu::gs::PerCpuVar;
+use crate::percpu::{Kernel, current_cpu};
+use crate::user::{self, CALLS, TICKS_IN_USER};
+use crate::{ensure, println, this_cpu_add, this_cpu_inc, this_cpu_read};
+
+pub const TESTS: &[Test] = &[
+    Test::new(
+        "a torn add loses at its two inner borders and nowhere else",
+        torn_add_loses,
+    ),
+    Test::new("an add by GS loses nothing at any instruction", gs_add),
+    Test::new("an add by GS loses nothing to an NMI", gs_add_nmi),
+    Test::new("an add to a dynamic variable loses nothing", dynamic_add),
+    Test::new(
+        "an interrupt allocates and frees at every instruction of both",
+        allocate_within,
+    ),
+    Test::new("an NMI tries to, at every instruction of both", try_within),
+    Test::new(
+        "a user is interrupted at every instruction",
+        user_interrupted,
+    ),
+    Test::new(
+        "an NMI at every instruction of a system call finds the right copy",
+        user_nmi,
+    ),
+];
+
+/// What an interrupt adds, so that it can be told from the operation's own.
+const BY_INTERRUPT: u64 = 1 << 32;
+
+/// What a handler counts besides interrupts.
+static SEEN: AtomicU64 = AtomicU64::new(0);
+
+#[unsafe(link_section = ".data..percpu")]
+static NUMBER: PerCpuVar<u64> = PerCpuVar::new(0);
+
+#[unsafe(link_section = ".data..percpu")]
+static NMIS: PerCpuVar<u64> = PerCpuVar::new(0);
+
+fn add_by_interrupt(_: &Frame) {
+    interrupted();
+    this_cpu_add!(NUMBER, BY_INTERRUPT);
+}
+
+/// What is in `NUMBER` beyond `before`, as additions of the operation and of interrupts.
+fn added(before: u64) -> (u64, u64) {
+    let added = this_cpu_read!(NUMBER) - before;
+    (added % BY_INTERRUPT, added / BY_INTERRUPT)
+}
+
+fn torn_add_loses() -> Result<(), Why> {
+    let before = this_cpu_read!(NUMBER);
+    let sweep = at_every_instruction(TimerKind::Once, add_by_interrupt, || {
+        // SAFETY: changes this CPU's copy of a number, which is the point.
+        unsafe {
+            asm!("mov {word}, gs:[rip + {number}]", "inc {word}", "mov gs:[rip + {number}], {word}",
+                number = sym NUMBER, word = out(reg) _, options(nostack));
+        }
+    });
+    let (own, by_interrupt) = added(before);
+    let lost = sweep.interrupts - by_interrupt;
+    ensure!(own == sweep.runs, "{own} of {} adds", sweep.runs);
+    ensure!(lost == 2, "{lost} of {} lost", sweep.interrupts);
+    Ok(())
+}
+
+fn gs_add() -> Result<(), Why> {
+    gs_add_under(TimerKind::Once)
+}
+
+fn gs_add_nmi() -> Result<(), Why> {
+    gs_add_under(TimerKind::OnceNmi)
+}
+
+fn gs_add_under(kind: TimerKind) -> Result<(), Why> {
+    let before = this_cpu_read!(NUMBER);
+    let sweep = at_every_instruction(kind, add_by_interrupt, || {
+        this_cpu_inc!(NUMBER);
+        this_cpu_add!(NUMBER, 2);
+    });
+    let (own, by_interrupt) = added(before);
+    ensure!(own == 3 * sweep.runs, "{own} by {} runs", sweep.runs);
+    ensure!(
+        by_interrupt == sweep.interrupts && by_interrupt > 3,
+        "{by_interrupt} of {} by interrupts",
+        sweep.interrupts
+    );
+    Ok(())
+}
+
+fn dynamic_add() -> Result<(), Why> {
+    // A dynamic variable that the handler finds by its address.
+    let cell = PerCpu::<CpuCell<u64>, Kernel>::new()?.into_ptr();
+    SEEN.store(cell.neutral() as u64, Ordering::Relaxed);
+    // SAFETY: the variable is given up in the line above, and live until the end.
+    let owner = unsafe { PerCpu::from_ptr(cell) };
+    let handler = |_: &Frame| {
+        interrupted();
+        let neutral = SEEN.load(Ordering::Relaxed) as usize;
+        if let Some(cell) = PerCpuPtr::<CpuCell<u64>, Kernel>::from_neutral(neutral) {
+            // SAFETY: the test keeps the variable while the timer runs.
+            unsafe { pcpu::this_cpu::add(cell, BY_INTERRUPT) };
+        }
+    };
+    let sweep = at_every_instruction(TimerKind::Once, handler, || owner.inc());
+    let sum = owner.sum();
+    let (own, by_interrupt) = (sum % BY_INTERRUPT, sum / BY_INTERRUPT);
+    ensure!(own == sweep.runs, "{own} of {} adds", sweep.runs);
+    ensure!(
+        by_interrupt == sweep.interrupts,
+        "{by_interrupt} of {} by interrupts",
+        sweep.interrupts
+    );
+    Ok(())
+}
+
+fn allocate_and_free() {
+    let variable = alloc_percpu_in::<[u64; 3], Kernel>();
+    // SAFETY: nobody else knows of it.
+    let freed = variable.map(|variable| unsafe { free_percpu(variable) });
+    assert!(matches!(freed, Ok(Ok(()))), "{freed:?}");
+}
+
+fn allocate_within() -> Result<(), Why> {
+    let before = Kernel::allocator().stats();
+    let handler = |_: &Frame| {
+        interrupted();
+        let variable = alloc_percpu_with::<[u64; 5], Kernel>(AllocFlags::ATOMIC);
+        // SAFETY: nobody else knows of it.
+        let freed = variable.map(|it| unsafe { free_percpu_with(it, FreeFlags::ATOMIC) });
+        assert!(matches!(freed, Ok(Ok(()))), "{freed:?}");
+    };
+    let sweep = at_every_instruction(TimerKind::Once, handler, allocate_and_free);
+    let after = Kernel::allocator().stats();
+    let served = after.allocs - before.allocs;
+    ensure!(
+        served == sweep.runs + sweep.interrupts,
+        "{served} by {} runs and {} interrupts",
+        sweep.runs,
+        sweep.interrupts
+    );
+    ensure!(after.live == before.live, "{} live", after.live);
+    println!("   {} interrupts", sweep.interrupts);
+    Ok(())
+}
+
+/// An NMI comes also while the lock is held by what it interrupts.
+fn try_within() -> Result<(), Why> {
+    SEEN.store(0, Ordering::Relaxed);
+    let before = Kernel::allocator().stats();
+    let handler = |_: &Frame| {
+        interrupted();
+        match alloc_percpu_with::<[u64; 5], Kernel>(AllocFlags::TRY) {
+            Ok(variable) => {
+                // SAFETY: nobody else knows of it.
+                let freed = unsafe { free_percpu_with(variable, FreeFlags::TRY) };
+                assert_eq!(freed, Ok(()));
+            }
+            Err(AllocError::Busy) => {
+                SEEN.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let sweep = at_every_instruction(TimerKind::OnceNmi, handler, allocate_and_free);
+    let after = Kernel::allocator().stats();
+    let (busy, served) = (SEEN.load(Ordering::Relaxed), after.allocs - before.allocs);
+    ensure!(
+        served + busy == sweep.runs + sweep.interrupts,
+        "{served} served and {busy} busy, by {} runs and {} interrupts",
+        sweep.runs,
+        sweep.interrupts
+    );
+    ensure!(
+        busy > 0 && busy < sweep.interrupts,
+        "{busy} busy of {}",
+        sweep.interrupts
+    );
+    ensure!(after.live == before.live, "{} live", after.live);
+    println!("   {} NMIs, {busy} of them refused", sweep.interrupts);
+    Ok(())
+}
+
+fn user_interrupted() -> Result<(), Why> {
+    let handler = |frame: &Frame| {
+        interrupted();
+        super::user::tick(frame);
+    };
+    user_under(TimerKind::Once, handler, || {
+        copy_of(&TICKS_IN_USER, current_cpu())
+    })
+}
+
+fn user_nmi() -> Result<(), Why> {
+    SEEN.store(0, Ordering::Relaxed);
+    let handler = |frame: &Frame| {
+        interrupted();
+        this_cpu_inc!(NMIS);
+        let in_window = user::is_in_window(frame.rip);
+        SEEN.fetch_add(u64::from(in_window), Ordering::Relaxed);
+    };
+    user_under(TimerKind::OnceNmi, handler, || {
+        copy_of(&NMIS, current_cpu())
+    })?;
+    let in_window = SEEN.load(Ordering::Relaxed);
+    // Two calls and the exit come in, and two calls and the start go out.
+    ensure!(in_window == 6, "{in_window} NMIs in the windows, not 6");
+    Ok(())
+}
+
+/// Sweeps over a user that makes one call. `counted` says how often the handler counted on this CPU's copy.
+fn user_under(kind: TimerKind, handler: Hook, counted: impl Fn() -> u64) -> Result<(), Why> {
+    let cpu = current_cpu();
+    let (before, calls) = (counted(), copy_of(&CALLS, cpu));
+    let mut lost = 0;
+    let sweep = at_every_instruction(kind, handler, || {
+        let ended = user::run(cpu, 1, 0);
+        lost += u64::from(ended.status != 0 || ended.calls != 1);
+    });
+    let (counted, calls) = (counted() - before, copy_of(&CALLS, cpu) - calls);
+    ensure!(lost == 0, "{lost} users lost their GS base");
+    ensure!(calls == sweep.runs, "{calls} calls of {}", sweep.runs);
+    // An NMI can come everywhere, a timer's interrupt is counted in the user only.
+    let right = match kind {
+        TimerKind::OnceNmi => counted == sweep.interrupts,
+        _ => counted > 20 && counted < sweep.interrupts,
+    };
+    ensure!(right, "{counted} counted of {}", sweep.interrupts);
+    println!("   {counted} of {} interrupts counted", sweep.interrupts);
+    Ok(())
+}
