@@ -66,7 +66,7 @@ impl<W> Change<W> {
     }
 }
 
-/// An integer that [`CpuCell`] can hold.
+/// An integer that [`CpuCell`](super::CpuCell) can hold.
 ///
 /// # Safety
 /// Sealed: only this crate implements it, for the integers of 1, 2, 4 and 8 bytes.
