@@ -1,13 +1,13 @@
 //! One chunk: a unit's worth of address space per CPU, which areas of it are used, and which of its pages have memory.
 //!
 //! A [`Chunk`] is shared (lists and the directory point to it); what changes lies in its [`Body`], which only the
-//! holder of the allocator's lock touches. A body combines an [`AreaMap`] with a [`PageState`] per page:
+//! holder of the allocator's lock touches. A body combines an [`AreaMap`] with what is known of the pages' memory:
 //!
-//! - a page in a transitional state (`Populating`, `Depopulating`) is hidden from searches: whoever put it into that
-//!   state works on its memory without the lock and settles it afterwards;
+//! - a page whose memory is being populated or given back is claimed, and hidden from searches: whoever claimed it works
+//!   on its memory without the lock and settles it afterwards;
 //! - an area is handed out only once all its pages are populated;
-//! - `populated` counts the pages in state `Populated`, `empty` those of them that no area touches, `claimed` the
-//!   transitional ones;
+//! - `populated` counts the pages that have memory, `empty` those of them that no area touches, `claimed` the claimed
+//!   ones;
 //! - granules of a populated page from `clean_from` on are known to be zero on every materialised CPU.
 
 use core::alloc::{Layout, LayoutError};
@@ -20,28 +20,16 @@ use intrusive_collections::{LinkedListLink, UnsafeRef, intrusive_adapter};
 use crate::directory::Room;
 use crate::metadata::{BlockLayout, MetaSlice};
 use crate::unit::{Contents, GRANULE_BYTES};
-use area_map::{AreaMap, AreaMapLayout, Effort, NoArea, Visibility};
+use area_map::{AreaMap, AreaMapLayout, Effort, Neighbours, NoArea, Visibility};
 
 pub(crate) mod area_map;
 pub(crate) mod bitmap;
+mod free_runs;
 mod growth;
-pub(crate) mod summary;
+mod page_len;
 
 /// Pages that a [`PageMask`] can name, and so those that one area may touch.
 pub(crate) const MAX_MASK_PAGES: u32 = u64::BITS;
-
-/// Whether a page has memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PageState {
-    /// No memory.
-    Empty,
-    /// Memory is on its way.
-    Populating,
-    /// Memory on every materialised CPU.
-    Populated,
-    /// Memory is being given back.
-    Depopulating,
-}
 
 /// What a chunk's pages are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +116,6 @@ pub(crate) struct ChunkLayout {
     pub(crate) block: Layout,
     chunk_at: usize,
     map: AreaMapLayout,
-    states_at: usize,
     clean_at: usize,
     pages: u32,
     granules_per_page: u32,
@@ -141,12 +128,10 @@ impl ChunkLayout {
         let chunk_at = block.array::<Chunk>(1)?;
         let map = AreaMapLayout::add(&mut block, pages, granules_per_page)?;
         let clean_at = block.array::<u16>(pages as usize)?;
-        let states_at = block.array::<PageState>(pages as usize)?;
         Ok(Self {
             block: block.finish(),
             chunk_at,
             map,
-            states_at,
             clean_at,
             pages,
             granules_per_page,
@@ -171,9 +156,9 @@ impl Chunk {
         let first_page = region.start / layout.granules_per_page;
         let base = first_page * layout.granules_per_page;
         let pages = layout.pages as usize;
-        let (state, visibility, populated) = match nature {
-            Nature::First => (PageState::Populated, Visibility::Ready, layout.pages),
-            Nature::Mapped => (PageState::Empty, Visibility::Vacant, 0),
+        let (visibility, populated) = match nature {
+            Nature::First => (Visibility::Ready, layout.pages),
+            Nature::Mapped => (Visibility::Vacant, 0),
         };
         // SAFETY: the offsets come from laying these arrays out in this block (promise of the caller).
         let body = unsafe {
@@ -184,19 +169,21 @@ impl Chunk {
                     region.start - base..region.end - base,
                     visibility,
                 ),
-                states: MetaSlice::new(block, layout.states_at, pages, state),
                 clean_from: MetaSlice::new(block, layout.clean_at, pages, 0),
                 first_page,
                 granules_per_page: layout.granules_per_page,
                 nature,
                 membership: Membership::None,
+                entered: Room::default(),
+                entered_bound: 0,
                 counts: Counts {
                     populated,
                     ..Counts::default()
                 },
+                areas: 0,
                 largest: 0,
                 longest_vacant_pages: layout.pages - populated,
-                longest_bound: region.end - region.start,
+                longest_bound: region.end - base,
             }
         };
         // SAFETY: `chunk_at` lies inside the block.
@@ -218,11 +205,9 @@ impl Chunk {
     }
 }
 
-/// Counters of a body; the allocator keeps their sums.
+/// Counters of a body's pages; the allocator keeps their sums.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    /// Live areas.
-    pub(crate) areas: u32,
     /// Pages with memory, settled.
     pub(crate) populated: u32,
     /// Of these, pages that no area touches and that can be given back.
@@ -235,20 +220,25 @@ pub(crate) struct Counts {
 #[derive(Debug)]
 pub(crate) struct Body {
     pub(crate) map: AreaMap,
-    states: MetaSlice<PageState>,
     clean_from: MetaSlice<u16>,
     /// The page of the unit that the map starts with.
     first_page: u32,
     granules_per_page: u32,
     nature: Nature,
     pub(crate) membership: Membership,
+    /// What the directory knows of the chunk's room.
+    pub(crate) entered: Room,
+    /// `longest_bound` then.
+    entered_bound: u32,
     pub(crate) counts: Counts,
+    /// Live areas. Each touches a page that has memory or is claimed.
+    pub(crate) areas: u32,
     /// The largest area ever handed out, in granules.
     pub(crate) largest: u32,
-    /// The longest stretch of pages in state `Empty`.
+    /// The longest stretch of pages without memory, claimed ones not included.
     longest_vacant_pages: u32,
-    /// No free run is longer, pages without memory included and those in transition not. Taking an area leaves it as it
-    /// is; a search that it misled puts it right.
+    /// No free run with a page without memory in it is longer; claimed pages count as used. It is the length of the chunk
+    /// where such a run may have become longer; a search that this misled puts it right.
     longest_bound: u32,
 }
 
@@ -264,12 +254,14 @@ impl Body {
     }
 
     /// Byte offset in the unit of `granule` of the map.
+    #[inline]
     pub(crate) fn byte_offset(&self, granule: u32) -> usize {
         (self.first_page as usize * self.granules_per_page as usize + granule as usize)
             * GRANULE_BYTES
     }
 
     /// The granule of the map at `offset` bytes into the unit; `offset` is granule aligned and not before the map.
+    #[inline]
     pub(crate) fn granule(&self, offset: usize) -> u32 {
         (offset / GRANULE_BYTES) as u32 - self.first_page * self.granules_per_page
     }
@@ -284,6 +276,18 @@ impl Body {
         pages.shifted(self.first_page)
     }
 
+    /// Whether [`room`](Self::room) is what the directory knows.
+    #[inline]
+    pub(crate) fn is_entered(&self) -> bool {
+        self.map.longest() == self.entered.ready && self.longest_bound == self.entered_bound
+    }
+
+    /// Notes that the directory comes to know `room`.
+    pub(crate) fn enter(&mut self, room: Room) {
+        self.entered = room;
+        self.entered_bound = self.longest_bound;
+    }
+
     /// What the chunk has to offer.
     pub(crate) fn room(&self) -> Room {
         let certain = self.longest_vacant_pages * self.granules_per_page;
@@ -296,46 +300,45 @@ impl Body {
     }
 
     /// Takes `len` granules aligned to `align` as an area, if there is a place in memory that is there.
-    pub(crate) fn take(&mut self, len: u32, align: u32, effort: Effort) -> Option<Range<u32>> {
+    /// Returns where it starts.
+    #[inline]
+    pub(crate) fn take(&mut self, len: u32, align: u32, effort: Effort) -> Option<u32> {
         let start = self.map.find(len, align, effort)?;
-        let area = start..start + len;
-        self.mark_taken(area.clone());
-        Some(area)
+        self.mark_taken(start, len);
+        Some(start)
     }
 
     /// Takes `len` granules aligned to `align` as an area, if there is a place in memory that is or could be there; there
     /// is one if `len` is at most the certain [`room`](Self::room). The pages of it that have no memory are claimed: the caller
     /// populates them and then calls [`populated`](Self::populated) or [`undo_take`](Self::undo_take).
     pub(crate) fn take_growing(&mut self, len: u32, align: u32) -> Option<(Range<u32>, PageMask)> {
-        let Some(start) = self.map.find_growing(len, align) else {
-            self.longest_bound = self.map.longest_growing();
-            return None;
+        let start = match self.map.find_growing(len, align) {
+            Ok(start) => start,
+            Err(longest) => {
+                self.longest_bound = longest;
+                return None;
+            }
         };
-        let area = start..start + len;
-        let pages = self.map.pages_of(area.clone());
+        let pages = self.map.pages_of(start..start + len);
         let mut claimed = PageMask::none(pages.start);
         for page in pages {
-            if self.states[page as usize] == PageState::Empty {
+            if self.map.is_vacant(page) {
                 claimed.insert(page);
             }
         }
-        self.claim(claimed, PageState::Populating);
-        self.mark_taken(area.clone());
-        Some((area, claimed))
+        self.claim(claimed);
+        self.longest_vacant_pages = self.map.longest_vacant_pages();
+        self.mark_taken(start, len);
+        Some((start..start + len, claimed))
     }
 
-    fn mark_taken(&mut self, area: Range<u32>) {
+    #[inline]
+    fn mark_taken(&mut self, start: u32, len: u32) {
+        let opened_pages = self.map.take(start, len);
         if self.nature == Nature::Mapped {
-            for page in self.map.pages_of(area.clone()) {
-                if self.states[page as usize] == PageState::Populated && self.map.is_page_free(page)
-                {
-                    self.counts.empty -= 1;
-                }
-            }
+            self.counts.empty -= opened_pages;
         }
-        let len = area.end - area.start;
-        self.map.take(area.start, len);
-        self.counts.areas += 1;
+        self.areas += 1;
     }
 
     /// The claimed pages now have memory with `contents`.
@@ -348,7 +351,7 @@ impl Body {
             self.clean_from[page as usize] = clean_from;
         }
         self.counts.populated += claimed.count();
-        self.settle(claimed, PageState::Populated, Visibility::Ready);
+        self.settle(claimed, Visibility::Ready);
     }
 
     /// The claimed pages could not be populated: the area is free again, its pages have no memory.
@@ -356,78 +359,94 @@ impl Body {
         // The area is there: it was taken and nobody else knows of it.
         let released = self.release(area.start);
         debug_assert_eq!(released, Ok(area));
-        self.settle(claimed, PageState::Empty, Visibility::Vacant);
+        self.settle(claimed, Visibility::Vacant);
     }
 
     /// Frees the area that starts at `start`; returns its granules.
+    #[inline]
     pub(crate) fn release(&mut self, start: u32) -> Result<Range<u32>, NoArea> {
-        let area = self.map.release(start)?;
-        self.counts.areas -= 1;
-        self.longest_bound = self.longest_bound.max(self.map.run_around(area.clone()));
+        let released = self.map.release(start)?;
+        self.areas -= 1;
         if self.nature == Nature::Mapped {
-            for page in self.map.pages_of(area.clone()) {
-                if self.states[page as usize] == PageState::Populated && self.map.is_page_free(page)
-                {
-                    self.counts.empty += 1;
-                }
-            }
+            self.counts.empty += released.emptied_pages;
         }
-        Ok(area)
+        if released.neighbours == Neighbours::SomeVacant {
+            self.longest_bound = self.map.region().end;
+        }
+        Ok(start..released.end)
     }
 
     /// Notes that `area` is handed out; returns the part of it that may hold something other than zero.
+    #[inline]
     pub(crate) fn hand_out(&mut self, area: Range<u32>) -> Range<u32> {
         self.largest = self.largest.max(area.end - area.start);
-        let mut dirty = area.end..area.start;
-        for page in self.map.pages_of(area.clone()) {
-            let base = page * self.granules_per_page;
-            let start = area.start.max(base);
-            let end = area.end.min(base + self.granules_per_page);
-            let clean_from = &mut self.clean_from[page as usize];
-            let clean = base + u32::from(*clean_from);
-            if start < clean {
-                dirty.start = dirty.start.min(start);
-                dirty.end = dirty.end.max(end.min(clean));
+        let pages = self.map.pages_of(area.clone());
+        let dirty = self.hand_out_in(pages.start, &area);
+        match pages.end - pages.start {
+            1 => dirty,
+            _ => self.hand_out_more(dirty, pages.start + 1..pages.end, &area),
+        }
+    }
+
+    /// [`hand_out`](Self::hand_out) of the part of `area` in `pages`, `dirty` being that of the part before.
+    #[cold]
+    fn hand_out_more(
+        &mut self,
+        mut dirty: Range<u32>,
+        pages: Range<u32>,
+        area: &Range<u32>,
+    ) -> Range<u32> {
+        for page in pages {
+            let more = self.hand_out_in(page, area);
+            if dirty.is_empty() {
+                dirty = more;
+            } else if !more.is_empty() {
+                dirty.end = more.end;
             }
-            *clean_from = (*clean_from).max((end - base) as u16);
         }
         dirty
+    }
+
+    /// [`hand_out`](Self::hand_out) of the part of `area` that lies in `page`.
+    #[inline]
+    fn hand_out_in(&mut self, page: u32, area: &Range<u32>) -> Range<u32> {
+        let Range { start: base, end } = self.map.granules_of(page);
+        let end = area.end.min(end);
+        let clean_from = &mut self.clean_from[page as usize];
+        let clean = base + u32::from(*clean_from);
+        if clean < end {
+            *clean_from = (end - base) as u16;
+        }
+        area.start.max(base)..end.min(clean)
     }
 
     /// Claims up to `limit` pages that have memory and no area, to give their memory back: the highest ones, for the
     /// lowest are filled first, and no more than a mask names. Afterwards the caller calls
     /// [`depopulated`](Self::depopulated).
     pub(crate) fn claim_empty(&mut self, limit: u32) -> PageMask {
-        let is_empty = |body: &Self, page: u32| {
-            body.states[page as usize] == PageState::Populated && body.map.is_page_free(page)
-        };
-        let last = (0..self.map.pages())
-            .rev()
-            .find(|&page| is_empty(self, page));
+        let mut last = self.map.last_open(self.map.pages());
         let end = last.map_or(0, |last| last + 1);
         let mut claimed = PageMask::none(end.saturating_sub(MAX_MASK_PAGES));
-        for page in (claimed.first..end).rev() {
-            if claimed.count() < limit && is_empty(self, page) {
-                claimed.insert(page);
-            }
+        while let Some(page) = last.filter(|&page| page >= claimed.first)
+            && claimed.count() < limit
+        {
+            claimed.insert(page);
+            last = self.map.last_open(page);
         }
         self.counts.populated -= claimed.count();
         self.counts.empty -= claimed.count();
-        self.claim(claimed, PageState::Depopulating);
+        self.claim(claimed);
         claimed
     }
 
     /// The claimed pages have no memory any more.
     pub(crate) fn depopulated(&mut self, claimed: PageMask) {
-        self.settle(claimed, PageState::Empty, Visibility::Vacant);
+        self.settle(claimed, Visibility::Vacant);
     }
 
     /// The first run of settled populated pages at `from` or above.
     pub(crate) fn next_populated(&self, from: u32) -> Option<Range<u32>> {
-        let is_populated = |page: &u32| self.states[*page as usize] == PageState::Populated;
-        let start = (from..self.map.pages()).find(is_populated)?;
-        let len = (start..self.map.pages()).take_while(is_populated).count() as u32;
-        Some(start..start + len)
+        self.map.next_ready(from)
     }
 
     /// The settled populated pages among those from `from` on, as many as a mask can name; `None` behind the last page.
@@ -436,39 +455,32 @@ impl Body {
         (from < end).then(|| {
             let mut populated = PageMask::none(from);
             (from..end)
-                .filter(|&page| self.states[page as usize] == PageState::Populated)
+                .filter(|&page| self.map.is_ready(page))
                 .for_each(|page| populated.insert(page));
             populated
         })
     }
 
-    /// Whether `page` of the map has memory that areas can use.
-    #[cfg(test)]
-    fn is_populated(&self, page: u32) -> bool {
-        self.states[page as usize] == PageState::Populated
-    }
-
-    /// Puts pages into a transitional state.
-    fn claim(&mut self, pages: PageMask, state: PageState) {
+    /// Hides pages from searches while their memory comes or goes.
+    fn claim(&mut self, pages: PageMask) {
         self.counts.claimed += pages.count();
-        self.set_state(pages, state, Visibility::Hidden);
+        self.set_visibility(pages, Visibility::Hidden);
     }
 
-    /// Ends the transitional state of pages.
-    fn settle(&mut self, pages: PageMask, state: PageState, visibility: Visibility) {
+    /// Shows claimed pages to searches again.
+    fn settle(&mut self, pages: PageMask, visibility: Visibility) {
         self.counts.claimed -= pages.count();
-        self.set_state(pages, state, visibility);
+        self.set_visibility(pages, visibility);
+        self.longest_bound = self.map.region().end;
+        if visibility == Visibility::Vacant {
+            self.longest_vacant_pages = self.map.longest_vacant_pages();
+        }
     }
 
-    /// It looks at every page: pages change their state together with memory, which costs far more.
-    fn set_state(&mut self, pages: PageMask, state: PageState, visibility: Visibility) {
+    fn set_visibility(&mut self, pages: PageMask, visibility: Visibility) {
         for run in pages.runs() {
-            self.states[run.start as usize..run.end as usize].fill(state);
             self.map.set_visibility(run, visibility);
         }
-        let stretches = self.states.split(|&state| state != PageState::Empty);
-        self.longest_vacant_pages = stretches.map(<[_]>::len).max().unwrap_or(0) as u32;
-        self.longest_bound = self.map.longest_growing();
     }
 
     /// Panics unless the counters equal a recount.
@@ -476,29 +488,19 @@ impl Body {
     pub(crate) fn check(&self) {
         self.map.check();
         let pages = || 0..self.map.pages();
-        let populated = pages().filter(|&page| self.is_populated(page)).count() as u32;
-        let empty = pages().filter(|&page| {
-            self.nature == Nature::Mapped && self.is_populated(page) && self.map.is_page_free(page)
-        });
-        let claimed = pages().filter(|&page| {
-            matches!(
-                self.states[page as usize],
-                PageState::Populating | PageState::Depopulating
-            )
-        });
+        let populated = pages().filter(|&page| self.map.is_ready(page)).count() as u32;
+        let empty = pages().filter(|&page| self.nature == Nature::Mapped && self.map.is_open(page));
+        let claimed = pages().filter(|&page| !self.map.is_ready(page) && !self.map.is_vacant(page));
+        assert_eq!(self.areas, self.map.areas().count() as u32);
         let counts = Counts {
-            areas: self.map.areas().count() as u32,
             populated,
             empty: empty.count() as u32,
             claimed: claimed.count() as u32,
         };
         assert_eq!(self.counts, counts);
-        let stretches = self.states.split(|&state| state != PageState::Empty);
-        assert_eq!(
-            self.longest_vacant_pages,
-            stretches.map(<[_]>::len).max().unwrap_or(0) as u32
-        );
-        assert!(self.longest_bound >= self.map.longest_growing());
+        assert_eq!(self.longest_vacant_pages, self.map.longest_vacant_pages());
+        let longest = self.map.find_growing(u32::MAX / 2, 1);
+        assert!(longest.is_err_and(|longest| longest <= self.longest_bound));
         assert_eq!(self.membership, self.belongs());
     }
 }

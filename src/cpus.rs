@@ -271,6 +271,21 @@ impl Units {
         }
     }
 
+    /// Calls `act` with the address of each materialised CPU's copy of what lies at `neutral`, in order of the CPUs.
+    #[inline]
+    pub(crate) fn for_each_copy(&self, neutral: usize, mut act: impl FnMut(usize)) {
+        let words = self.materialised.words.iter();
+        for (word, offsets) in words.zip(self.offsets.chunks(u64::BITS as usize)) {
+            let mut bits = word.0.load(Ordering::Acquire);
+            while bits != 0 {
+                let offset = offsets[bits.trailing_zeros() as usize];
+                debug_assert_ne!(offset, NOT_POSSIBLE);
+                act(neutral.wrapping_add(offset));
+                bits &= bits - 1;
+            }
+        }
+    }
+
     /// The node of `cpu`'s memory, as the topology gave it. `None` if `cpu` is not possible.
     pub fn node(&self, cpu: CpuId) -> Option<NodeId> {
         self.offset(cpu)?;

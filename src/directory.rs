@@ -8,10 +8,8 @@ use core::ops::Range;
 use core::ptr::NonNull;
 
 use crate::chunk::Chunk;
+use crate::max_tree::{MaxTree, MaxTreeLayout};
 use crate::metadata::{BlockLayout, MetaSlice};
-use max_tree::{MaxTree, MaxTreeLayout};
-
-mod max_tree;
 
 /// What a place of the window holds.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +93,7 @@ impl Directory {
     }
 
     /// What place `at` holds.
+    #[inline]
     pub(crate) fn get(&self, at: u32) -> Place {
         self.places
             .get(at as usize)
@@ -141,6 +140,12 @@ impl Directory {
         self.certain.set(at, room.certain);
     }
 
+    /// The lowest place whose chunk has `granules` in one run in memory that is there.
+    #[inline]
+    pub(crate) fn first_ready(&self, granules: u32) -> Option<u32> {
+        self.ready.first(granules)
+    }
+
     /// The lowest place, `from` or above, whose chunk has `granules` in one run in memory that is there.
     pub(crate) fn find_ready(&self, granules: u32, from: u32) -> Option<u32> {
         self.ready.find(granules, from)
@@ -151,9 +156,19 @@ impl Directory {
         self.growing.find(granules, from)
     }
 
+    /// The longest run in memory that is there.
+    pub(crate) fn longest_ready(&self) -> u32 {
+        self.ready.max()
+    }
+
+    /// What some chunk has for certain, at any alignment, if pages are populated.
+    pub(crate) fn longest_certain(&self) -> u32 {
+        self.certain.max()
+    }
+
     /// The lowest place whose chunk has `granules` for certain, at any alignment, if pages are populated.
     pub(crate) fn find_certain(&self, granules: u32) -> Option<u32> {
-        self.certain.find(granules, 0)
+        self.certain.first(granules)
     }
 }
 

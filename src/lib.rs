@@ -91,6 +91,7 @@ pub mod embed;
 mod field;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub mod global;
+mod max_tree;
 mod metadata;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub mod module;

@@ -85,9 +85,11 @@ pub struct Stats {
 
 impl Stats {
     /// The class of a size in the histograms.
+    #[inline]
     pub fn size_class(bytes: usize) -> usize {
-        let granules = bytes.div_ceil(GRANULE_BYTES).max(1);
-        (granules.next_power_of_two().trailing_zeros() as usize).min(SIZE_CLASSES - 1)
+        let below_last_granule = bytes.saturating_sub(1) / GRANULE_BYTES;
+        let class = usize::BITS - below_last_granule.leading_zeros();
+        (class as usize).min(SIZE_CLASSES - 1)
     }
 }
 
@@ -192,7 +194,7 @@ impl ChunkStats {
         Self {
             place,
             kind,
-            areas: body.counts.areas,
+            areas: body.areas,
             largest_ever_bytes: bytes(body.largest),
             empty_pages: body.counts.empty,
             populated_pages: body.counts.populated,

@@ -4,9 +4,10 @@
 use core::ptr::NonNull;
 
 use lock_api::{MutexGuard, RawMutex};
+use zerocopy::FromZeros;
 
 use super::PerCpuAllocator;
-use super::state::{Batch, Placed, State};
+use super::state::{Batch, Placed, State, Taken};
 use crate::backing::{Backing, BackingError, Context, CpuArea};
 use crate::chunk::{Chunk, Nature};
 use crate::request::{AllocError, AllocFlags, Request};
@@ -46,26 +47,50 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// Serves a request that has been checked.
+    #[inline]
     pub(super) fn serve(
         &self,
         request: &Request,
         granules: u32,
         align: u32,
     ) -> Result<usize, AllocError> {
-        let context = request.context();
-        let mut has_reclaimed = false;
         let mut state = self
             .lock(request.flags.contains(AllocFlags::TRY))
             .ok_or(AllocError::Busy)?;
+        match state.take_ready(request.flags, granules, align) {
+            Some(taken) => Ok(self.hand_out(state, request, &taken)),
+            None => self.serve_growing(state, request, granules, align),
+        }
+    }
+
+    /// Serves a request that memory that is there cannot serve.
+    #[inline(never)]
+    fn serve_growing<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, R, State>,
+        request: &Request,
+        granules: u32,
+        align: u32,
+    ) -> Result<usize, AllocError> {
+        let context = request.context();
+        let mut has_reclaimed = false;
+        let is_wait_allowed = !request.flags.contains(AllocFlags::TRY);
+        let mut placed = if is_wait_allowed && state.rest_wanted > 0 {
+            state = self.until_work_may_begin(state);
+            state.take_anew(request.flags, granules, align)
+        } else {
+            state.take_growing(request.flags, granules, align)
+        };
         loop {
-            if !request.flags.contains(AllocFlags::TRY) {
-                state = self.until_work_may_begin(state);
-            }
-            let placed = match state.place(request.flags, granules, align) {
-                Some(placed) => placed,
+            let found = match placed {
+                Some(found) => found,
                 None => match self.make_room(state, request) {
                     Ok(locked) => {
-                        state = locked;
+                        state = match is_wait_allowed {
+                            true => self.until_work_may_begin(locked),
+                            false => locked,
+                        };
+                        placed = state.take_anew(request.flags, granules, align);
                         continue;
                     }
                     Err((mut locked, error)) => {
@@ -76,20 +101,20 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                     }
                 },
             };
-            if !placed.claimed.is_empty() {
+            if !found.claimed.is_empty() {
                 let batch = state.begin_work();
                 drop(state);
-                let populated = self.populate_claimed(&placed, batch, context);
+                let populated = self.populate_claimed(&found, batch, context);
                 state = self.state.lock();
                 state.end_work(batch);
                 match populated {
                     Ok(contents) => {
-                        state.edit(placed.chunk, |body| {
-                            body.populated(placed.claimed, contents)
+                        state.edit(found.taken.chunk, |body| {
+                            body.populated(found.claimed, contents)
                         });
                     }
                     Err(error) => {
-                        state.undo(&placed);
+                        state.undo(&found);
                         self.note_due(&state);
                         drop(state);
                         // Pages that nobody uses may still hold memory: give it back, then try once more.
@@ -98,12 +123,16 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                             return Err(error.into());
                         }
                         has_reclaimed = true;
-                        state = self.state.lock();
+                        state = self.lock_to_work();
+                        placed = state.take_anew(request.flags, granules, align);
                         continue;
                     }
                 }
             }
-            return Ok(self.hand_out(state, request, &placed));
+            if found.was_spare && context == Context::Atomic {
+                state.spares_wanted += 1;
+            }
+            return Ok(self.hand_out(state, request, &found.taken));
         }
     }
 
@@ -145,31 +174,23 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             .map_err(|error| (self.state.lock(), error.into()))
     }
 
-    /// Gives out an area that has been placed and has memory.
+    /// Gives out an area that has been taken and has memory.
+    #[inline]
     fn hand_out(
         &self,
         mut state: MutexGuard<'_, R, State>,
         request: &Request,
-        placed: &Placed,
+        taken: &Taken,
     ) -> usize {
-        let (dirty_granules, offset) = state.edit(placed.chunk, |body| {
-            (
-                body.hand_out(placed.area.clone()),
-                body.byte_offset(placed.area.start),
-            )
-        });
-        state.count_alloc(request.bytes, placed.area.len() * GRANULE_BYTES);
-        if placed.was_spare && request.context() == Context::Atomic {
-            state.spares_wanted += 1;
-        }
+        let (offset, dirty_bytes) = state.hand_out(taken);
+        state.count_alloc(request.bytes, taken.area.len() * GRANULE_BYTES);
         self.note_due(&state);
         let hook = state.hook;
         drop(state);
 
-        let address = self.neutral(placed.place) + offset;
-        if !request.flags.contains(AllocFlags::NO_ZERO) && !dirty_granules.is_empty() {
-            let skip = (dirty_granules.start - placed.area.start) as usize * GRANULE_BYTES;
-            self.zero(address + skip, dirty_granules.len() * GRANULE_BYTES);
+        let address = self.neutral(taken.place) + offset;
+        if !request.flags.contains(AllocFlags::NO_ZERO) && !dirty_bytes.is_empty() {
+            self.zero(address + dirty_bytes.start, dirty_bytes.len());
         }
         if let Some(hook) = hook {
             hook.event(&Event::Alloc {
@@ -178,7 +199,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                 align: request.align,
                 flags: request.flags,
                 owner: request.owner,
-                at: (placed.place, offset),
+                at: (taken.place, offset),
             });
         }
         address
@@ -192,7 +213,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         context: Context,
     ) -> Result<Contents, BackingError> {
         let span = self.span(
-            placed.place,
+            placed.taken.place,
             placed.claimed_in_unit,
             self.populated_for(batch),
         );
@@ -206,16 +227,27 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         Ok(contents)
     }
 
-    /// Zeroes `bytes` from the neutral address `from` on every materialised CPU.
+    /// Zeroes `bytes`, whole granules, from the neutral address `from` on every materialised CPU.
     fn zero(&self, from: usize, bytes: usize) {
-        for cpu in self.units.materialised().iter() {
-            if let Ok(address) = self.per_cpu_address(from, cpu) {
-                // SAFETY: the range lies in an area that has just been taken, whose pages are populated on this CPU;
-                // nobody else uses it.
-                unsafe {
-                    core::ptr::with_exposed_provenance_mut::<u8>(address).write_bytes(0, bytes)
-                };
-            }
+        // A store is quicker than a call.
+        match bytes {
+            // SAFETY: the range lies in an area that has just been taken, whose pages are populated on these CPUs; nobody
+            // else uses it.
+            4 => self
+                .units
+                .for_each_copy(from, |copy| unsafe { store_zero::<u32>(copy) }),
+            // SAFETY: as above.
+            8 => self
+                .units
+                .for_each_copy(from, |copy| unsafe { store_zero::<u64>(copy) }),
+            // SAFETY: as above.
+            16 => self
+                .units
+                .for_each_copy(from, |copy| unsafe { store_zero::<u128>(copy) }),
+            // SAFETY: as above.
+            _ => self.units.for_each_copy(from, |copy| unsafe {
+                core::ptr::with_exposed_provenance_mut::<u8>(copy).write_bytes(0, bytes)
+            }),
         }
     }
 
@@ -305,6 +337,18 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             });
         }
     }
+}
+
+/// Writes the zero of `T` to `address`, which need not be aligned for it.
+///
+/// # Safety
+/// The bytes are writable and used by nobody else.
+#[inline]
+unsafe fn store_zero<T: FromZeros>(address: usize) {
+    // SAFETY: the promise of the caller.
+    unsafe {
+        core::ptr::with_exposed_provenance_mut::<T>(address).write_unaligned(T::new_zeroed())
+    };
 }
 
 /// Zeroes memory that a backing has just populated.

@@ -9,34 +9,18 @@ use core::ptr::NonNull;
 use intrusive_collections::{LinkedList, UnsafeRef};
 
 use crate::backing::BackingError;
-use crate::chunk::area_map::{Effort, NoArea};
-use crate::chunk::{Body, Chunk, ChunkAdapter, Counts, Membership, PageMask};
+use crate::chunk::area_map::NoArea;
+use crate::chunk::{Body, Chunk, ChunkAdapter, Counts, Membership};
 use crate::directory::{Directory, Place, Room};
-use crate::request::AllocFlags;
 use crate::stats::{EventHook, Stats};
 use crate::unit::{GRANULE_BYTES, UnitSizes};
 
-/// Chunks whose holes may be too badly aligned before a search settles for a run that fits anywhere; see
-/// `MISALIGNED_PAGES` of the area map.
-const MISALIGNED_CHUNKS: u32 = 4;
+pub(super) use placing::{Placed, Taken};
+
+mod placing;
 
 /// Frees and allocations that pass before a spare chunk that could not be made is tried again; twice as many each time.
 const RETRY_AFTER: u32 = 16;
-
-/// An area that has been taken, not handed out yet.
-#[derive(Debug)]
-pub(super) struct Placed {
-    pub(super) chunk: NonNull<Chunk>,
-    pub(super) place: u32,
-    /// Granules of the chunk's map.
-    pub(super) area: Range<u32>,
-    /// Those of its pages that must be populated first, counted in the chunk's map.
-    pub(super) claimed: PageMask,
-    /// The same pages, counted in the unit.
-    pub(super) claimed_in_unit: PageMask,
-    /// The chunk was a spare one.
-    pub(super) was_spare: bool,
-}
 
 /// Calls that populate pages or give them back, and that began in one phase: between two changes of the set of CPUs that
 /// pages are populated for.
@@ -106,147 +90,14 @@ impl State {
         }
     }
 
-    /// Takes an area for a request, from the reserved region or from the lowest chunk that has room, a spare chunk
-    /// at the last.
-    pub(super) fn place(&mut self, flags: AllocFlags, granules: u32, align: u32) -> Option<Placed> {
-        if flags.contains(AllocFlags::RESERVED) {
-            return self.take(self.reserved?, granules, align);
-        }
-        if let Some(placed) = self.place_ready(granules, align) {
-            return Some(placed);
-        }
-        if flags.contains(AllocFlags::TRY) {
-            // Populating would need the lock a second time.
-            return None;
-        }
-        if let Some(placed) = self.place_growing(granules, align) {
-            return Some(placed);
-        }
-        let lowest_spare = self.spare.iter().map(|chunk| chunk.place).min()?;
-        let placed = self.grow_at(lowest_spare, granules, align)?;
-        Some(Placed {
-            was_spare: true,
-            ..placed
-        })
-    }
-
-    /// From memory that is there.
-    fn place_ready(&mut self, granules: u32, align: u32) -> Option<Placed> {
-        let mut from = 0;
-        for _ in 0..MISALIGNED_CHUNKS {
-            let place = self.directory.find_ready(granules, from)?;
-            if let Some(placed) = self.take_at(place, granules, align) {
-                return Some(placed);
-            }
-            from = place + 1;
-        }
-        // The lowest chunk with room whatever the alignment.
-        let place = self.directory.find_ready(granules + align - 1, 0)?;
-        self.take_at(place, granules, align)
-    }
-
-    /// From memory that can be populated.
-    fn place_growing(&mut self, granules: u32, align: u32) -> Option<Placed> {
-        let (mut from, mut tries) = (0, MISALIGNED_CHUNKS);
-        while tries > 0 {
-            let place = self.directory.find_growing(granules, from)?;
-            if let Some(placed) = self.grow_at(place, granules, align) {
-                return Some(placed);
-            }
-            // A bound that was too high is right now, and does not count: areas that were taken made it so.
-            let is_misaligned = self.directory.find_growing(granules, place) == Some(place);
-            tries -= u32::from(is_misaligned);
-            from = place + 1;
-        }
-        // The lowest chunk with room whatever the alignment.
-        let place = self.directory.find_certain(granules)?;
-        self.grow_at(place, granules, align)
-    }
-
-    /// From any chunk in use, however long it takes: before a request is refused that no new chunk can be made for.
-    pub(super) fn place_anywhere(&mut self, granules: u32, align: u32) -> Option<Placed> {
-        for place in 0..self.directory.used_places().end {
-            let Place::Chunk(chunk) = self.directory.get(place) else {
-                continue;
-            };
-            let ready = self.placed(chunk, |body| {
-                Some((
-                    body.take(granules, align, Effort::Exhaustive)?,
-                    PageMask::default(),
-                ))
-            });
-            let placed = ready.or_else(|| self.grow_at(place, granules, align));
-            if placed.is_some() {
-                return placed;
-            }
-        }
-        None
-    }
-
-    /// Whether the chunks in use have room for `granules`, aligned to `align` granules, for certain.
-    pub(super) fn has_room(&self, granules: u32, align: u32) -> bool {
-        self.directory.find_ready(granules + align - 1, 0).is_some()
-            || self.directory.find_certain(granules).is_some()
-    }
-
-    fn take_at(&mut self, place: u32, granules: u32, align: u32) -> Option<Placed> {
-        match self.directory.get(place) {
-            Place::Chunk(chunk) => self.take(chunk, granules, align),
-            Place::Vacant | Place::Busy => None,
-        }
-    }
-
-    fn take(&mut self, chunk: NonNull<Chunk>, granules: u32, align: u32) -> Option<Placed> {
-        self.placed(chunk, |body| {
-            Some((
-                body.take(granules, align, Effort::Bounded)?,
-                PageMask::default(),
-            ))
-        })
-    }
-
-    fn grow_at(&mut self, place: u32, granules: u32, align: u32) -> Option<Placed> {
-        match self.directory.get(place) {
-            Place::Chunk(chunk) => self.placed(chunk, |body| body.take_growing(granules, align)),
-            Place::Vacant | Place::Busy => None,
-        }
-    }
-
-    fn placed(
-        &mut self,
-        chunk: NonNull<Chunk>,
-        take: impl FnOnce(&mut Body) -> Option<(Range<u32>, PageMask)>,
-    ) -> Option<Placed> {
-        // SAFETY: chunks in the directory are valid until they are removed from it.
-        let place = unsafe { chunk.as_ref() }.place;
-        self.edit(chunk, |body| {
-            let (area, claimed) = take(body)?;
-            let claimed_in_unit = body.unit_pages(claimed);
-            Some(Placed {
-                chunk,
-                place,
-                area,
-                claimed,
-                claimed_in_unit,
-                was_spare: false,
-            })
-        })
-    }
-
-    /// Undoes [`place`](Self::place).
-    pub(super) fn undo(&mut self, placed: &Placed) {
-        self.edit(placed.chunk, |body| {
-            body.undo_take(placed.area.clone(), placed.claimed)
-        });
-    }
-
     /// Frees the area at `offset` bytes into the unit; otherwise says which area's offset it lies in, if any.
+    #[inline]
     pub(super) fn release(
         &mut self,
         chunk: NonNull<Chunk>,
         offset: usize,
     ) -> Result<Range<u32>, Option<usize>> {
-        self.edit(chunk, |body| {
+        self.edit_area(chunk, |body| {
             body.release(body.granule(offset))
                 .map_err(|no_area| match no_area {
                     NoArea::Free => None,
@@ -256,42 +107,97 @@ impl State {
     }
 
     /// Changes the body of a chunk; afterwards the sums, the chunk's list and its entry in the directory are right.
+    #[inline]
     pub(super) fn edit<T>(
         &mut self,
         chunk: NonNull<Chunk>,
         change: impl FnOnce(&mut Body) -> T,
     ) -> T {
-        // SAFETY: chunks in the directory are valid until they are removed from it, and `self` stands for the lock, so
-        // that this is the only reference to the body.
-        let (shared, body) = unsafe { (chunk.as_ref(), &mut *chunk.as_ref().body()) };
+        let body = self.body_mut(chunk);
         let before = body.counts;
         let result = change(body);
-        let room = body.room();
-        let (after, was, belongs) = (body.counts, body.membership, body.belongs());
-        body.membership = belongs;
-        self.add_up(before, after);
-        if was != belongs {
-            self.leave(shared, was);
-            // SAFETY: the chunk stays valid until it is removed from the directory, which takes it off its list.
-            let entry = unsafe { UnsafeRef::from_raw(chunk.as_ptr()) };
-            match belongs {
-                Membership::None => {}
-                Membership::Spare => self.spare.push_back(entry),
-                Membership::Drain => self.drain.push_back(entry),
-            }
-            self.stats.spare_chunks += u32::from(belongs == Membership::Spare);
+        let after = body.counts;
+        if after != before {
+            self.count_pages(chunk, before, after);
         }
-        if self.reserved != Some(chunk) {
-            let is_spare = belongs == Membership::Spare;
-            self.directory
-                .set_room(shared.place, if is_spare { Room::default() } else { room });
+        self.note_room(chunk);
+        result
+    }
+
+    /// [`edit`](Self::edit) for a change that takes or frees an area in memory that is there, which leaves all counters of
+    /// the body's pages but one as they are.
+    #[inline]
+    fn edit_area<T>(&mut self, chunk: NonNull<Chunk>, change: impl FnOnce(&mut Body) -> T) -> T {
+        let body = self.body_mut(chunk);
+        let empty = body.counts.empty;
+        let result = change(body);
+        let after = body.counts;
+        let is_entered = body.is_entered();
+        if after.empty != empty {
+            self.count_pages(chunk, Counts { empty, ..after }, after);
+        }
+        if !is_entered {
+            self.note_room(chunk);
         }
         result
     }
 
+    /// Brings the sums and the chunk's list up to date.
+    #[inline(never)]
+    fn count_pages(&mut self, chunk: NonNull<Chunk>, before: Counts, after: Counts) {
+        self.add_up(before, after);
+        self.enlist(chunk);
+    }
+
+    /// Puts a chunk on the list that it belongs on.
+    fn enlist(&mut self, chunk: NonNull<Chunk>) {
+        let body = self.body_mut(chunk);
+        let (was, belongs) = (body.membership, body.belongs());
+        if was == belongs {
+            return;
+        }
+        body.membership = belongs;
+        // SAFETY: chunks in the directory are valid until they are removed from it.
+        self.leave(unsafe { chunk.as_ref() }, was);
+        // SAFETY: the chunk stays valid until it is removed from the directory, which takes it off its list.
+        let entry = unsafe { UnsafeRef::from_raw(chunk.as_ptr()) };
+        match belongs {
+            Membership::None => {}
+            Membership::Spare => {
+                self.stats.spare_chunks += 1;
+                self.spare.push_back(entry);
+            }
+            Membership::Drain => self.drain.push_back(entry),
+        }
+    }
+
+    /// Enters into the directory what a chunk has to offer.
+    #[inline(never)]
+    fn note_room(&mut self, chunk: NonNull<Chunk>) {
+        let body = self.body_mut(chunk);
+        let room = match body.membership {
+            Membership::Spare => Room::default(),
+            Membership::None | Membership::Drain => body.room(),
+        };
+        body.enter(room);
+        if self.reserved != Some(chunk) {
+            // SAFETY: chunks in the directory are valid until they are removed from it.
+            self.directory
+                .set_room(unsafe { chunk.as_ref() }.place, room);
+        }
+    }
+
+    /// The body of a chunk, to change it.
+    #[inline]
+    fn body_mut(&mut self, chunk: NonNull<Chunk>) -> &mut Body {
+        // SAFETY: chunks in the directory are valid until they are removed from it, and `self` stands for the lock, so
+        // that this is the only reference to the body.
+        unsafe { &mut *chunk.as_ref().body() }
+    }
+
     /// Looks at the body of a chunk.
     pub(super) fn body(&self, chunk: NonNull<Chunk>) -> &Body {
-        // SAFETY: as in `edit`; a shared borrow of the state allows shared references only.
+        // SAFETY: as in `body_mut`; a shared borrow of the state allows shared references only.
         unsafe { &*chunk.as_ref().body() }
     }
 
@@ -351,14 +257,16 @@ impl State {
         self.stats.chunks += 1;
         self.stats.chunks_peak = self.stats.chunks_peak.max(self.stats.chunks);
         self.retry_after = RETRY_AFTER;
-        self.edit(chunk, |_| ());
+        self.enlist(chunk);
+        self.note_room(chunk);
     }
 
     /// Takes a chunk out that has been emptied; its place stays busy.
     pub(super) fn remove_chunk(&mut self, chunk: NonNull<Chunk>) -> u32 {
-        // SAFETY: as in `edit`.
-        let (shared, body) = unsafe { (chunk.as_ref(), &mut *chunk.as_ref().body()) };
+        let body = self.body_mut(chunk);
         let membership = core::mem::replace(&mut body.membership, Membership::None);
+        // SAFETY: the chunk is in the directory.
+        let shared = unsafe { chunk.as_ref() };
         self.leave(shared, membership);
         self.directory.put(shared.place, Place::Busy);
         self.directory.set_room(shared.place, Room::default());
@@ -467,6 +375,7 @@ impl State {
     }
 
     /// Counts an area of `bytes` as asked for, `rounded_bytes` as taken.
+    #[inline]
     pub(super) fn count_alloc(&mut self, bytes: usize, rounded_bytes: usize) {
         self.retry_in = self.retry_in.saturating_sub(1);
         let stats = &mut self.stats;
@@ -476,16 +385,14 @@ impl State {
         stats.live_bytes += rounded_bytes as u64;
         stats.live_peak_bytes = stats.live_peak_bytes.max(stats.live_bytes);
         stats.largest_bytes = stats.largest_bytes.max(bytes);
-        stats.smallest_bytes = if stats.smallest_bytes == 0 {
-            bytes
-        } else {
-            stats.smallest_bytes.min(bytes)
-        };
+        // 0 counts as more than any.
+        stats.smallest_bytes = stats.smallest_bytes.wrapping_sub(1).min(bytes - 1) + 1;
         let class = Stats::size_class(rounded_bytes);
         stats.sizes[class] += 1;
         stats.live_sizes[class] += 1;
     }
 
+    #[inline]
     pub(super) fn count_free(&mut self, rounded_bytes: usize) {
         self.frees_since = self.frees_since.saturating_add(1);
         self.retry_in = self.retry_in.saturating_sub(1);

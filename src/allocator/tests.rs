@@ -15,31 +15,28 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         for (place, chunk) in state.directory.chunks() {
             let body = state.body(chunk);
             body.check();
+            assert!(body.is_entered());
             let is_spare = body.membership == Membership::Spare;
             let room = body.room();
             if !is_spare {
-                for granules in [1, room.ready, room.growing] {
-                    let is_enough = |has: u32| granules > 0 && has >= granules;
+                for granules in [1, room.ready.max(1), room.growing.max(1)] {
                     let ready = state.directory.find_ready(granules, place);
-                    assert_eq!(ready == Some(place), is_enough(room.ready) || granules == 0);
+                    assert_eq!(ready == Some(place), room.ready >= granules);
                     let growing = state.directory.find_growing(granules, place);
-                    assert_eq!(
-                        growing == Some(place),
-                        is_enough(room.growing) || granules == 0
-                    );
+                    assert_eq!(growing == Some(place), room.growing >= granules);
                 }
             }
             chunks += 1;
             spares += u32::from(is_spare);
             empty += u64::from(body.counts.empty);
-            areas += u64::from(body.counts.areas);
+            areas += u64::from(body.areas);
             if place != 0 {
                 populated += u64::from(body.counts.populated);
             }
         }
         if let Some(reserved) = state.reserved {
             state.body(reserved).check();
-            areas += u64::from(state.body(reserved).counts.areas);
+            areas += u64::from(state.body(reserved).areas);
         }
         populated += self.geometry.sizes.populated_pages() as u64;
         let stats = &state.stats;

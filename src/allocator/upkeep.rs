@@ -188,23 +188,29 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// Whether a spare chunk should be made: there are fewer than wanted, and either atomic requests have asked for more
     /// than the usual number, or the chunks in use could not serve the largest request.
+    #[inline]
     fn lacks_spare(&self, state: &State) -> bool {
         let target = state.stats.spare_target;
+        if state.stats.spare_chunks >= target {
+            return false;
+        }
         let largest = self.geometry.max_alloc_bytes.div_ceil(GRANULE_BYTES) as u32;
         let largest_align = self.geometry.max_align_bytes.div_ceil(GRANULE_BYTES) as u32;
-        state.stats.spare_chunks < target
-            && (target > self.policy.spare_chunks || !state.has_room(largest, largest_align))
+        target > self.policy.spare_chunks || !state.has_room(largest, largest_align)
     }
 
     /// Notes whether an upkeep has something to do.
+    #[inline]
     pub(super) fn note_due(&self, state: &State) {
         let (policy, stats) = (&self.policy, &state.stats);
-        let empty_pages = stats.empty_pages;
-        let is_quiet = state.frees_since >= policy.quiet_frees;
-        let due = empty_pages > policy.empty_pages_high.max(policy.empty_pages_low).into()
-            || (is_quiet && empty_pages > policy.empty_pages_low.into())
+        let has_surplus = |empty_pages: u64| {
+            empty_pages > policy.empty_pages_low.into()
+                && (empty_pages > policy.empty_pages_high.into()
+                    || state.frees_since >= policy.quiet_frees)
+        };
+        let due = has_surplus(stats.empty_pages)
             || stats.spare_chunks > stats.spare_target
-            || (state.may_try_spare() && self.lacks_spare(state));
+            || (self.lacks_spare(state) && state.may_try_spare());
         if self.upkeep_due.load(Ordering::Relaxed) != due {
             self.upkeep_due.store(due, Ordering::Relaxed);
         }

@@ -19,6 +19,7 @@ fn mask(range: Range<u32>) -> u64 {
 }
 
 /// Calls `apply(word, mask)` for each word that `range` touches.
+#[inline]
 fn for_each_word(words: &mut [u64], range: Range<u32>, apply: impl Fn(&mut u64, u64)) {
     let mut at = range.start;
     while at < range.end {
@@ -33,13 +34,27 @@ fn for_each_word(words: &mut [u64], range: Range<u32>, apply: impl Fn(&mut u64, 
 }
 
 /// Sets every bit of `range`.
+#[inline]
 pub(crate) fn set(words: &mut [u64], range: Range<u32>) {
     for_each_word(words, range, |word, mask| *word |= mask);
 }
 
 /// Clears every bit of `range`.
+#[inline]
 pub(crate) fn clear(words: &mut [u64], range: Range<u32>) {
     for_each_word(words, range, |word, mask| *word &= !mask);
+}
+
+/// Sets bit `at`.
+#[inline]
+pub(crate) fn set_bit(words: &mut [u64], at: u32) {
+    words[(at / WORD) as usize] |= 1 << (at % WORD);
+}
+
+/// Clears bit `at`.
+#[inline]
+pub(crate) fn clear_bit(words: &mut [u64], at: u32) {
+    words[(at / WORD) as usize] &= !(1 << (at % WORD));
 }
 
 /// Whether bit `at` is set.
@@ -74,22 +89,43 @@ pub(crate) fn next_clear(words: &[u64], range: Range<u32>) -> u32 {
     next_where(range, |word| !words[word])
 }
 
-/// The start of the run of clear bits that ends just before `end`: one past the last set bit below `end`, or 0.
-pub(crate) fn run_start(words: &[u64], end: u32) -> u32 {
-    let mut word = end / WORD;
-    let mut bits = if end.is_multiple_of(WORD) {
-        0
-    } else {
-        words[word as usize] & mask(0..end % WORD)
-    };
-    while bits == 0 {
-        if word == 0 {
-            return 0;
+/// The start of the run of clear bits that ends just before `range.end`: one past the last set bit of `range`, or
+/// `range.start`.
+pub(crate) fn run_start(words: &[u64], range: Range<u32>) -> u32 {
+    start_where(range, |word| words[word])
+}
+
+/// The start of the run that ends just before `range.end` of bits that the word function `bits` has clear.
+pub(crate) fn start_where(range: Range<u32>, bits: impl Fn(usize) -> u64) -> u32 {
+    if range.is_empty() {
+        return range.end;
+    }
+    let mut word = (range.end - 1) / WORD;
+    let mut stops = bits(word as usize) & (u64::MAX >> (WORD - 1 - (range.end - 1) % WORD));
+    while stops == 0 {
+        if word * WORD <= range.start {
+            return range.start;
         }
         word -= 1;
-        bits = words[word as usize];
+        stops = bits(word as usize);
     }
-    word * WORD + WORD - bits.leading_zeros()
+    (word * WORD + WORD - stops.leading_zeros()).max(range.start)
+}
+
+/// The bits `start..start + len` of `word`, and how many clear bits lie before and behind them, if the word shows the set
+/// bits where these end.
+#[inline]
+pub(crate) fn enclosed(word: u64, start: u32, len: u32) -> Option<(u64, (u32, u32))> {
+    let end = start + len;
+    if end >= WORD {
+        return None;
+    }
+    let (below, above) = (word & !(u64::MAX << start), word >> end);
+    if below == 0 || above == 0 {
+        return None;
+    }
+    let left = below.leading_zeros() - (WORD - start);
+    Some((((1 << len) - 1) << start, (left, above.trailing_zeros())))
 }
 
 /// For an alignment of `align` bits (a power of two), which bits of any aligned word may start an area.
@@ -123,24 +159,34 @@ pub(crate) fn find(words: &[u64], len: u32, align: u32) -> Option<u32> {
 fn find_short(words: &[u64], len: u32, align: u32) -> Option<u32> {
     let starts = start_mask(align);
     let step = (align / WORD).max(1) as usize;
-    let mut at = 0;
-    while at < words.len() {
-        if words[at] != u64::MAX {
-            let next = words.get(at + 1).copied().unwrap_or(u64::MAX);
-            let mut free = !(u128::from(words[at]) | u128::from(next) << WORD);
-            // After each step bit i says that the `have` bits from i on are clear.
-            let mut have = 1;
-            while have < len {
-                let shift = have.min(len - have);
-                free &= free >> shift;
-                have += shift;
-            }
-            let fits = free as u64 & starts;
-            if fits != 0 {
-                return Some(at as u32 * WORD + fits.trailing_zeros());
+    let mut next_at = 0;
+    while let Some(&word) = words.get(next_at) {
+        let at = next_at;
+        next_at += step;
+        if word == u64::MAX {
+            continue;
+        }
+        // Inside the word: after each step bit i says that the `have` bits from i on are clear.
+        let mut free = !word;
+        let mut have = 1;
+        while have < len {
+            let shift = have.min(len - have);
+            free &= free >> shift;
+            have += shift;
+        }
+        let fits = free & starts;
+        if fits != 0 {
+            return Some(at as u32 * WORD + fits.trailing_zeros());
+        }
+        // Over its end, from the first start in the clear bits there.
+        let tail = starts & !(u64::MAX >> word.leading_zeros());
+        if tail != 0 {
+            let start = tail.trailing_zeros();
+            let next = words.get(at + 1).map_or(0, |next| next.trailing_zeros());
+            if WORD - start + next >= len {
+                return Some(at as u32 * WORD + start);
             }
         }
-        at += step;
     }
     None
 }
@@ -162,24 +208,6 @@ fn find_long(words: &[u64], len: u32, align: u32) -> Option<u32> {
         };
     }
     None
-}
-
-/// The lengths of the longest and of the second longest run of clear bits (0 where there is none).
-pub(crate) fn two_longest_runs(words: &[u64]) -> [u32; 2] {
-    let end = words.len() as u32 * WORD;
-    let mut longest = [0, 0];
-    let mut at = next_clear(words, 0..end);
-    while at < end {
-        let stop = next_set(words, at..end);
-        let len = stop - at;
-        if len > longest[0] {
-            longest = [len, longest[0]];
-        } else if len > longest[1] {
-            longest[1] = len;
-        }
-        at = next_clear(words, stop..end);
-    }
-    longest
 }
 
 #[cfg(test)]
@@ -244,28 +272,45 @@ mod tests {
     #[test]
     fn runs_agree_with_their_definition() {
         for words in samples() {
-            let mut lens = Vec::new();
-            let mut len = 0;
             for at in 0..=256 {
-                if at < 256 && !get(&words, at) {
-                    len += 1;
-                } else {
-                    lens.push(len);
-                    len = 0;
+                for from in [0, 5, 64, 100].into_iter().filter(|&from| from <= at) {
+                    let mut start = at;
+                    while start > from && !get(&words, start - 1) {
+                        start -= 1;
+                    }
+                    assert_eq!(run_start(&words, from..at), start);
                 }
-                let mut start = at;
-                while start > 0 && !get(&words, start - 1) {
-                    start -= 1;
-                }
-                assert_eq!(run_start(&words, at), start);
                 assert_eq!(
                     next_set(&words, at..256),
                     (at..256).find(|&i| get(&words, i)).unwrap_or(256)
                 );
             }
-            lens.extend([0, 0]);
-            lens.sort_unstable_by(|a, b| b.cmp(a));
-            assert_eq!(two_longest_runs(&words), [lens[0], lens[1]]);
+        }
+    }
+
+    #[test]
+    fn enclosing_runs_agree_with_their_definition() {
+        for words in samples() {
+            for start in 0..64 {
+                for len in [1, 2, 7, 63, 64] {
+                    let (mut below, mut above) = (start, start + len);
+                    while below > 0 && !get(&words, below - 1) {
+                        below -= 1;
+                    }
+                    while above < 64 && !get(&words, above) {
+                        above += 1;
+                    }
+                    let mut bits = [0];
+                    set(&mut bits, start..(start + len).min(64));
+                    let is_shown = below > 0 && above < 64;
+                    assert_eq!(
+                        enclosed(words[0], start, len),
+                        is_shown.then(|| (bits[0], (start - below, above - start - len))),
+                        "{:x} {start} {len}",
+                        words[0]
+                    );
+                }
+            }
         }
     }
 

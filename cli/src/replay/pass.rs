@@ -203,7 +203,7 @@ pub fn timed(
             let stretch = prepare(player, next, &mut known_areas);
             let start = Instant::now();
             for step in stretch {
-                player.step(step)?;
+                player.run(step)?;
             }
             total += start.elapsed().saturating_sub(reading);
             next += stretch.len();

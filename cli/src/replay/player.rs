@@ -2,7 +2,7 @@
 
 use pcpu::backing::sim::{Machine, SimAllocator};
 use pcpu::unit::GRANULE_BYTES;
-use pcpu::{AllocError, AllocFlags, FreeFlags, Request};
+use pcpu::{AllocError, AllocFlags, FreeError, FreeFlags, Request};
 
 use super::check;
 use crate::error::CliError;
@@ -59,6 +59,26 @@ pub struct Area {
     /// Its size, rounded up to the grain.
     pub bytes: usize,
     flags: FreeFlags,
+}
+
+impl Area {
+    #[inline]
+    fn new(address: usize, request: &Request) -> Self {
+        Self {
+            address,
+            bytes: request.bytes.next_multiple_of(GRANULE_BYTES),
+            flags: match request.flags.contains(AllocFlags::RESERVED) {
+                true => FreeFlags::RESERVED,
+                false => FreeFlags::empty(),
+            },
+        }
+    }
+}
+
+/// The message that a live area is not one to the allocator.
+#[cold]
+fn not_taken_back(error: FreeError) -> String {
+    format!("a live area was not taken back: {error}")
 }
 
 /// What a step came to.
@@ -149,20 +169,10 @@ impl<'s> Player<'s> {
     }
 
     fn allocate(&mut self, number: u32, request: Request) -> Outcome {
-        let flags = match self.setup.zeroing {
-            Zeroing::On => request.flags,
-            Zeroing::Off => request.flags | AllocFlags::NO_ZERO,
-        };
-        match self.pcpu.allocate(&request.with_flags(flags)) {
+        let request = self.adapted(&request);
+        match self.pcpu.allocate(&request) {
             Ok(address) => {
-                let area = Area {
-                    address,
-                    bytes: request.bytes.next_multiple_of(GRANULE_BYTES),
-                    flags: match flags.contains(AllocFlags::RESERVED) {
-                        true => FreeFlags::RESERVED,
-                        false => FreeFlags::empty(),
-                    },
-                };
+                let area = Area::new(address, &request);
                 self.areas[number as usize] = Some(area);
                 Outcome::Allocated(area)
             }
@@ -170,12 +180,48 @@ impl<'s> Player<'s> {
         }
     }
 
-    fn free(&self, area: Area) -> Result<(), String> {
-        // SAFETY: the area is live, and the replayer has no reference to its copies.
-        unsafe { self.pcpu.free_with(area.address, area.flags) }
-            .map_err(|error| format!("a live area was not taken back: {error}"))
+    /// [`step`](Self::step) by the clock: nobody is told what it came to.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    #[inline]
+    pub fn run(&mut self, step: &Step) -> Result<(), CliError> {
+        match &step.action {
+            Action::Alloc { area, request } => {
+                let request = self.adapted(request);
+                if let Ok(address) = self.pcpu.allocate(&request) {
+                    self.areas[*area as usize] = Some(Area::new(address, &request));
+                }
+            }
+            Action::Free { area } => {
+                if let Some(live) = self.areas[*area as usize].take() {
+                    // SAFETY: the area is live, and the replayer has no reference to its copies.
+                    let freed = unsafe { self.pcpu.free_with(live.address, live.flags) };
+                    if let Err(error) = freed {
+                        return Err(self.failure(step, &not_taken_back(error)));
+                    }
+                }
+            }
+        }
+        self.keep_up(step.purpose);
+        Ok(())
     }
 
+    /// The request as this replay makes it.
+    #[inline]
+    fn adapted(&self, request: &Request) -> Request {
+        match self.setup.zeroing {
+            Zeroing::On => *request,
+            Zeroing::Off => request.with_flags(request.flags | AllocFlags::NO_ZERO),
+        }
+    }
+
+    fn free(&self, area: Area) -> Result<(), String> {
+        // SAFETY: the area is live, and the replayer has no reference to its copies.
+        unsafe { self.pcpu.free_with(area.address, area.flags) }.map_err(not_taken_back)
+    }
+
+    #[inline]
     fn keep_up(&mut self, purpose: Purpose) {
         match self.setup.upkeep {
             UpkeepPace::WhenDue => self.pcpu.upkeep_if_due(),
@@ -213,7 +259,7 @@ impl<'s> Player<'s> {
             }
             // SAFETY: the area is live, and the replayer has no reference to its copies.
             unsafe { self.pcpu.free_with(area.address, area.flags) }
-                .map_err(|error| failed(format!("a live area was not taken back: {error}")))?;
+                .map_err(|error| failed(not_taken_back(error)))?;
         }
         self.pcpu.trim(0);
         self.ops_since_upkeep = 0;

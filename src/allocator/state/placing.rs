@@ -1,0 +1,230 @@
+//! Where an area goes: into memory that is there, at the lowest place of the lowest chunk; otherwise into pages that have
+//! no memory yet, of a chunk in use or, at the last, of a spare one.
+
+use core::ops::Range;
+use core::ptr::NonNull;
+
+use super::State;
+use crate::chunk::area_map::Effort;
+use crate::chunk::{Chunk, PageMask};
+use crate::directory::Place;
+use crate::request::AllocFlags;
+use crate::unit::GRANULE_BYTES;
+
+/// Chunks whose holes may be too badly aligned before a search settles for a run that fits anywhere; see
+/// `MISALIGNED_PAGES` of the area map.
+const MISALIGNED_CHUNKS: u32 = 4;
+
+/// An area that has been taken, not handed out yet.
+#[derive(Debug)]
+pub(in crate::allocator) struct Taken {
+    pub(in crate::allocator) chunk: NonNull<Chunk>,
+    pub(in crate::allocator) place: u32,
+    /// Granules of the chunk's map.
+    pub(in crate::allocator) area: Range<u32>,
+}
+
+/// An area that has been taken, and what is to be done before it can be handed out.
+#[derive(Debug)]
+pub(in crate::allocator) struct Placed {
+    pub(in crate::allocator) taken: Taken,
+    /// Those of its pages that must be populated first, counted in the chunk's map.
+    pub(in crate::allocator) claimed: PageMask,
+    /// The same pages, counted in the unit.
+    pub(in crate::allocator) claimed_in_unit: PageMask,
+    /// The chunk was a spare one.
+    pub(in crate::allocator) was_spare: bool,
+}
+
+impl From<Taken> for Placed {
+    /// In memory that is there: nothing is to be done.
+    fn from(taken: Taken) -> Self {
+        Self {
+            taken,
+            claimed: PageMask::default(),
+            claimed_in_unit: PageMask::default(),
+            was_spare: false,
+        }
+    }
+}
+
+impl State {
+    /// Takes an area for a request in memory that is there: from the reserved region, or from the lowest chunk that has
+    /// room.
+    pub(in crate::allocator) fn take_ready(
+        &mut self,
+        flags: AllocFlags,
+        granules: u32,
+        align: u32,
+    ) -> Option<Taken> {
+        if flags.contains(AllocFlags::RESERVED) {
+            return self.take(self.reserved?, granules, align);
+        }
+        let place = self.directory.first_ready(granules)?;
+        match self.take_at(place, granules, align) {
+            Some(taken) => Some(taken),
+            None => self.take_ready_above(place, granules, align),
+        }
+    }
+
+    /// [`take_ready`](Self::take_ready) when the chunk at `place`, the first with a run that is long enough, has none for
+    /// the alignment.
+    #[cold]
+    fn take_ready_above(&mut self, place: u32, granules: u32, align: u32) -> Option<Taken> {
+        let mut from = place + 1;
+        for _ in 1..MISALIGNED_CHUNKS {
+            let place = self.directory.find_ready(granules, from)?;
+            if let Some(taken) = self.take_at(place, granules, align) {
+                return Some(taken);
+            }
+            from = place + 1;
+        }
+        // The lowest chunk with room whatever the alignment.
+        let place = self.directory.first_ready(granules + align - 1)?;
+        self.take_at(place, granules, align)
+    }
+
+    /// Takes an area for a request that memory that is there cannot serve: from pages without memory, from a spare chunk
+    /// at the last.
+    pub(in crate::allocator) fn take_growing(
+        &mut self,
+        flags: AllocFlags,
+        granules: u32,
+        align: u32,
+    ) -> Option<Placed> {
+        // With `TRY`, populating would need the lock a second time.
+        if flags.intersects(AllocFlags::RESERVED | AllocFlags::TRY) {
+            return None;
+        }
+        if let Some(placed) = self.place_growing(granules, align) {
+            return Some(placed);
+        }
+        let lowest_spare = self.spare.iter().map(|chunk| chunk.place).min()?;
+        let placed = self.grow_at(lowest_spare, granules, align)?;
+        Some(Placed {
+            was_spare: true,
+            ..placed
+        })
+    }
+
+    /// Takes an area for a request from wherever there is one by now.
+    pub(in crate::allocator) fn take_anew(
+        &mut self,
+        flags: AllocFlags,
+        granules: u32,
+        align: u32,
+    ) -> Option<Placed> {
+        match self.take_ready(flags, granules, align) {
+            Some(taken) => Some(taken.into()),
+            None => self.take_growing(flags, granules, align),
+        }
+    }
+
+    /// From memory that can be populated.
+    fn place_growing(&mut self, granules: u32, align: u32) -> Option<Placed> {
+        let (mut from, mut tries) = (0, MISALIGNED_CHUNKS);
+        while tries > 0 {
+            let place = self.directory.find_growing(granules, from)?;
+            if let Some(placed) = self.grow_at(place, granules, align) {
+                return Some(placed);
+            }
+            // A bound that was too high is right now, and does not count: areas that were taken made it so.
+            let is_misaligned = self.directory.find_growing(granules, place) == Some(place);
+            tries -= u32::from(is_misaligned);
+            from = place + 1;
+        }
+        // The lowest chunk with room whatever the alignment.
+        let place = self.directory.find_certain(granules)?;
+        self.grow_at(place, granules, align)
+    }
+
+    /// From any chunk in use, however long it takes: before a request is refused that no new chunk can be made for.
+    pub(in crate::allocator) fn place_anywhere(
+        &mut self,
+        granules: u32,
+        align: u32,
+    ) -> Option<Placed> {
+        for place in 0..self.directory.used_places().end {
+            let Place::Chunk(chunk) = self.directory.get(place) else {
+                continue;
+            };
+            let ready = self.take_with(chunk, granules, align, Effort::Exhaustive);
+            let placed = match ready {
+                Some(taken) => Some(taken.into()),
+                None => self.grow_at(place, granules, align),
+            };
+            if placed.is_some() {
+                return placed;
+            }
+        }
+        None
+    }
+
+    /// Whether the chunks in use have room for `granules`, aligned to `align` granules, for certain.
+    pub(in crate::allocator) fn has_room(&self, granules: u32, align: u32) -> bool {
+        self.directory.longest_ready() >= granules + align - 1
+            || self.directory.longest_certain() >= granules
+    }
+
+    #[inline]
+    fn take_at(&mut self, place: u32, granules: u32, align: u32) -> Option<Taken> {
+        match self.directory.get(place) {
+            Place::Chunk(chunk) => self.take(chunk, granules, align),
+            Place::Vacant | Place::Busy => None,
+        }
+    }
+
+    #[inline]
+    fn take(&mut self, chunk: NonNull<Chunk>, granules: u32, align: u32) -> Option<Taken> {
+        self.take_with(chunk, granules, align, Effort::Bounded)
+    }
+
+    #[inline]
+    fn take_with(
+        &mut self,
+        chunk: NonNull<Chunk>,
+        granules: u32,
+        align: u32,
+        effort: Effort,
+    ) -> Option<Taken> {
+        let start = self.edit_area(chunk, |body| body.take(granules, align, effort))?;
+        // SAFETY: chunks in the directory are valid until they are removed from it.
+        let place = unsafe { chunk.as_ref() }.place;
+        let area = start..start + granules;
+        Some(Taken { chunk, place, area })
+    }
+
+    fn grow_at(&mut self, place: u32, granules: u32, align: u32) -> Option<Placed> {
+        let Place::Chunk(chunk) = self.directory.get(place) else {
+            return None;
+        };
+        let (area, claimed) = self.edit(chunk, |body| body.take_growing(granules, align))?;
+        Some(Placed {
+            taken: Taken { chunk, place, area },
+            claimed,
+            claimed_in_unit: self.body(chunk).unit_pages(claimed),
+            was_spare: false,
+        })
+    }
+
+    /// Undoes [`take_growing`](Self::take_growing).
+    pub(in crate::allocator) fn undo(&mut self, placed: &Placed) {
+        self.edit(placed.taken.chunk, |body| {
+            body.undo_take(placed.taken.area.clone(), placed.claimed)
+        });
+    }
+
+    /// Notes that an area is handed out; returns its offset in the unit and the part of it, counted from there, that may
+    /// hold something other than zero, all in bytes.
+    #[inline]
+    pub(in crate::allocator) fn hand_out(&mut self, taken: &Taken) -> (usize, Range<usize>) {
+        let body = self.body_mut(taken.chunk);
+        let dirty = body.hand_out(taken.area.clone());
+        let offset = body.byte_offset(taken.area.start);
+        if dirty.is_empty() {
+            return (offset, 0..0);
+        }
+        let bytes = |granule: u32| (granule - taken.area.start) as usize * GRANULE_BYTES;
+        (offset, bytes(dirty.start)..bytes(dirty.end))
+    }
+}

@@ -1,0 +1,442 @@
+//! Where the free runs of a region are.
+//!
+//! A run belongs to the page that it starts in, and counts whole there, however many pages it goes on through. A tree of
+//! maxima over the pages, each with the longest run that starts in it, finds the lowest page with a run that is long
+//! enough; the bits of that page tell where. A change touches the records of one or two pages: that of the run beside
+//! it, and, where a run is cut or joined at a page border, that of the next one. Most changes leave the longest run of
+//! the page alone and the tree as it is.
+//!
+//! Three bits per page say which pages searches see ([`Visibility`]) and which no area touches, so that a run that goes
+//! on through many free pages is followed by the word.
+//!
+//! Invariants: `longest` of a visible page is the length of the longest run that starts in it, of another page 0; the
+//! page's [`Record`] says how many are as long and bounds the others; a page is not both `ready` and `vacant`; of the
+//! ready pages, `untouched` has those without a used granule. The bits themselves belong to the map, which passes them to
+//! every call.
+
+use core::ops::Range;
+use core::ptr::NonNull;
+
+use super::bitmap;
+use super::page_len::PageLen;
+use crate::max_tree::{MaxTree, MaxTreeLayout};
+use crate::metadata::{BlockLayout, MetaSlice};
+use records::{NOWHERE, Record};
+
+mod records;
+
+/// Which searches see a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Visibility {
+    /// All: it has memory.
+    Ready,
+    /// `find_growing` only: it has no memory, and no area.
+    Vacant,
+    /// None: its memory is being populated or given back.
+    Hidden,
+}
+
+/// What lies at the ends of a free run in memory that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Neighbours {
+    /// Used granules, hidden pages, the ends of the map.
+    NoneVacant,
+    /// A vacant page: the run would be longer if that were populated.
+    SomeVacant,
+}
+
+/// What must be laid out in metadata memory; see [`FreeRuns::new`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FreeRunsLayout {
+    pages: u32,
+    longest: MaxTreeLayout,
+    records_at: usize,
+    page_bits_at: [usize; 3],
+}
+
+impl FreeRunsLayout {
+    pub(super) fn add(
+        block: &mut BlockLayout,
+        pages: u32,
+    ) -> Result<Self, core::alloc::LayoutError> {
+        let words = pages.div_ceil(u64::BITS) as usize;
+        Ok(Self {
+            pages,
+            page_bits_at: [
+                block.array::<u64>(words)?,
+                block.array::<u64>(words)?,
+                block.array::<u64>(words)?,
+            ],
+            longest: MaxTreeLayout::add(block, pages)?,
+            records_at: block.array::<Record>(pages as usize)?,
+        })
+    }
+}
+
+/// The free runs of a region.
+#[derive(Debug)]
+pub(super) struct FreeRuns {
+    longest: MaxTree,
+    records: MetaSlice<Record>,
+    ready: MetaSlice<u64>,
+    vacant: MetaSlice<u64>,
+    untouched: MetaSlice<u64>,
+    page_len: PageLen,
+}
+
+impl FreeRuns {
+    /// The runs of a region whose pages are hidden.
+    ///
+    /// # Safety
+    /// `block` was allocated with the layout that `layout` was added to, and nothing else uses this part of it while
+    /// the result lives.
+    pub(super) unsafe fn new(
+        block: NonNull<u8>,
+        layout: &FreeRunsLayout,
+        page_len: PageLen,
+    ) -> Self {
+        let words = layout.pages.div_ceil(u64::BITS) as usize;
+        // SAFETY: the offsets come from laying these arrays out in this block (promise of the caller).
+        let [ready, vacant, untouched] = layout
+            .page_bits_at
+            .map(|at| unsafe { MetaSlice::new(block, at, words, 0) });
+        // SAFETY: as above.
+        unsafe {
+            Self {
+                longest: MaxTree::new(block, &layout.longest),
+                records: MetaSlice::new(
+                    block,
+                    layout.records_at,
+                    layout.pages as usize,
+                    Record::EMPTY,
+                ),
+                ready,
+                vacant,
+                untouched,
+                page_len,
+            }
+        }
+    }
+
+    /// Number of pages.
+    pub(super) fn pages(&self) -> u32 {
+        self.records.len() as u32
+    }
+
+    /// The length of the longest run.
+    pub(super) fn longest(&self) -> u32 {
+        self.longest.max()
+    }
+
+    /// Whether `page` has memory and is in no transition.
+    pub(super) fn is_ready(&self, page: u32) -> bool {
+        bitmap::get(&self.ready, page)
+    }
+
+    /// Whether `page` has no memory and is in no transition.
+    pub(super) fn is_vacant(&self, page: u32) -> bool {
+        bitmap::get(&self.vacant, page)
+    }
+
+    /// Whether `page` is ready and no area touches it.
+    pub(super) fn is_open(&self, page: u32) -> bool {
+        bitmap::get(&self.ready, page) && bitmap::get(&self.untouched, page)
+    }
+
+    /// The pages of a word of page bits that have no used granule and are ready or vacant.
+    pub(super) fn loose(&self, word: usize) -> u64 {
+        self.vacant[word] | (self.ready[word] & self.untouched[word])
+    }
+
+    /// The first run of ready pages at `from` or above.
+    pub(super) fn next_ready(&self, from: u32) -> Option<Range<u32>> {
+        let pages = self.pages();
+        let start = bitmap::next_set(&self.ready, from..pages);
+        (start < pages).then(|| start..bitmap::next_clear(&self.ready, start..pages))
+    }
+
+    /// The first run of vacant pages at `from` or above.
+    pub(super) fn next_vacant(&self, from: u32) -> Option<Range<u32>> {
+        let pages = self.pages();
+        let start = bitmap::next_set(&self.vacant, from..pages);
+        (start < pages).then(|| start..bitmap::next_clear(&self.vacant, start..pages))
+    }
+
+    /// The lowest page that a run of at least `len` granules starts in.
+    #[inline]
+    pub(super) fn first(&self, len: u32) -> Option<u32> {
+        self.longest.first(len)
+    }
+
+    /// The lowest page, `from` or above, that a run of at least `len` granules starts in.
+    pub(super) fn find(&self, len: u32, from: u32) -> Option<u32> {
+        self.longest.find(len, from)
+    }
+
+    /// The lowest place for `len` granules aligned to `align` in the runs that start in `page`, the longest of which has as
+    /// many.
+    #[inline]
+    pub(super) fn fit_in(&self, used: &[u64], page: u32, len: u32, align: u32) -> Option<u32> {
+        let record = &self.records[page as usize];
+        if record.ties == 1 && record.runner_up < len && record.longest_at != NOWHERE {
+            // No other run will do.
+            let start = record.longest_at.next_multiple_of(align);
+            let end = record.longest_at + self.longest.get(page);
+            return (start + len <= end).then_some(start);
+        }
+        let Range { start: base, end } = self.page_len.granules(page..page + 1);
+        let inside = bitmap::find(&used[self.page_len.words(page..page + 1)], len, align);
+        match inside {
+            Some(start) => Some(base + start),
+            None => self.fit_over_end(used, page, base..end, len, align),
+        }
+    }
+
+    /// [`fit_in`](Self::fit_in) for the run that goes on behind the page, whose granules are `granules`.
+    #[inline(never)]
+    fn fit_over_end(
+        &self,
+        used: &[u64],
+        page: u32,
+        granules: Range<u32>,
+        len: u32,
+        align: u32,
+    ) -> Option<u32> {
+        let start = bitmap::run_start(used, granules).next_multiple_of(align);
+        (self.run_end_behind(used, page) >= start + len).then_some(start)
+    }
+
+    /// The highest page below `below` that is ready and that no area touches.
+    pub(super) fn last_open(&self, below: u32) -> Option<u32> {
+        let end = bitmap::start_where(0..below, |word| self.ready[word] & self.untouched[word]);
+        end.checked_sub(1)
+    }
+
+    /// What lies beside `run`, a whole one.
+    pub(super) fn neighbours(&self, run: &Range<u32>) -> Neighbours {
+        let (before, behind) = (self.page_len.page(run.start), self.page_len.page(run.end));
+        let borders = self.page_len.granules(before..behind);
+        let is_vacant_before =
+            run.start == borders.start && before > 0 && self.is_vacant(before - 1);
+        let is_vacant_behind =
+            run.end == borders.end && behind < self.pages() && self.is_vacant(behind);
+        match is_vacant_before || is_vacant_behind {
+            true => Neighbours::SomeVacant,
+            false => Neighbours::NoneVacant,
+        }
+    }
+
+    /// Notes that `run`, inside `page` between used granules, has lost the part between `left` granules at its start and
+    /// `right` at its end.
+    #[inline]
+    pub(super) fn took_inside(
+        &mut self,
+        used: &[u64],
+        page: u32,
+        run: Range<u32>,
+        (left, right): (u32, u32),
+    ) {
+        if run.end - run.start == self.longest.get(page) {
+            self.cut(
+                used,
+                page,
+                run.start,
+                [(run.start, left), (run.end - right, right)],
+            );
+        }
+    }
+
+    /// Notes that `run`, inside `page` between used granules, is free, of which only `left` granules at its start and
+    /// `right` at its end were.
+    #[inline]
+    pub(super) fn released_inside(
+        &mut self,
+        page: u32,
+        run: Range<u32>,
+        (left, right): (u32, u32),
+    ) {
+        if run.end - run.start > self.records[page as usize].runner_up {
+            self.grow(page, run, [left, right]);
+        }
+    }
+
+    /// Notes that the free run that `area` was part of has lost it; its bits are set. Returns how many visible pages no
+    /// area touched before.
+    #[inline(never)]
+    pub(super) fn took(&mut self, used: &[u64], area: Range<u32>) -> u32 {
+        let page = self.page_len.page(area.start);
+        if self.page_len.page(area.end - 1) != page || !self.is_ready(page) {
+            return self.took_pages(used, area);
+        }
+        let start = self.run_start(used, page, area.start);
+        let home = self.page_len.page(start);
+        let end = match self.records[home as usize].longest_at == start {
+            true => start + self.longest.get(home),
+            false => self.run_end(used, page, area.end),
+        };
+        let was_untouched = bitmap::get(&self.untouched, page);
+        bitmap::clear_bit(&mut self.untouched, page);
+        let next = self.page_len.page(area.end);
+        let (left, right) = ((start, area.start - start), (area.end, end - area.end));
+        let is_longest = end - start == self.longest.get(home);
+        if next == home {
+            if is_longest {
+                self.cut(used, home, start, [left, right]);
+            }
+        } else {
+            if is_longest {
+                self.cut(used, home, start, [left, (0, 0)]);
+            }
+            if right.1 > 0 {
+                self.grow(next, area.end..end, [0, 0]);
+            }
+        }
+        u32::from(was_untouched)
+    }
+
+    /// Notes that `area` is free again; its bits are clear. Returns the run that it lies in now, and how many visible
+    /// pages no area touches any more.
+    #[inline(never)]
+    pub(super) fn released(&mut self, used: &[u64], area: Range<u32>) -> (Range<u32>, u32) {
+        let page = self.page_len.page(area.start);
+        if self.page_len.page(area.end - 1) != page || !self.is_ready(page) {
+            return self.released_pages(used, area);
+        }
+        let Record { longest_at, .. } = self.records[page as usize];
+        let is_longest_before =
+            longest_at < area.start && longest_at + self.longest.get(page) == area.start;
+        let start = match is_longest_before {
+            true => longest_at,
+            false => self.run_start(used, page, area.start),
+        };
+        let next = self.page_len.page(area.end);
+        let end = match self.records.get(next as usize) {
+            Some(record) if record.longest_at == area.end => area.end + self.longest.get(next),
+            _ => self.run_end(used, page, area.end),
+        };
+        let home = self.page_len.page(start);
+        let (left, mut right) = (area.start - start, end - area.end);
+        if next != home && right > 0 {
+            // The run behind is a part of this one now.
+            if right == self.longest.get(next) {
+                self.cut(used, next, area.end, [(0, 0); 2]);
+            }
+            right = 0;
+        }
+        self.grow(home, start..end, [left, right]);
+        let Range {
+            start: page_start,
+            end: page_end,
+        } = self.page_len.granules(page..page + 1);
+        let is_untouched = start <= page_start && end >= page_end;
+        if is_untouched {
+            bitmap::set_bit(&mut self.untouched, page);
+        }
+        (start..end, u32::from(is_untouched))
+    }
+
+    /// [`took`](Self::took) for an area of more than one page, or of pages that searches do not see.
+    fn took_pages(&mut self, used: &[u64], area: Range<u32>) -> u32 {
+        let pages = self.page_len.pages_of(area.clone());
+        let opens = pages.clone().filter(|&page| self.is_open(page)).count();
+        bitmap::clear(&mut self.untouched, pages.clone());
+        self.recount_around(used, pages);
+        opens as u32
+    }
+
+    /// [`released`](Self::released) for an area of more than one page, or of pages that searches do not see.
+    fn released_pages(&mut self, used: &[u64], area: Range<u32>) -> (Range<u32>, u32) {
+        let pages = self.page_len.pages_of(area.clone());
+        let mut emptied = 0;
+        for page in pages.clone() {
+            let words = &used[self.page_len.words(page..page + 1)];
+            if words.iter().all(|&word| word == 0) {
+                bitmap::set_bit(&mut self.untouched, page);
+                emptied += u32::from(self.is_ready(page));
+            }
+        }
+        self.recount_around(used, pages.clone());
+        let start = self.run_start(used, pages.start, area.start);
+        (start..self.run_end(used, pages.end - 1, area.end), emptied)
+    }
+
+    /// Sets which searches see `pages`.
+    pub(super) fn set_visibility(
+        &mut self,
+        used: &[u64],
+        pages: Range<u32>,
+        visibility: Visibility,
+    ) {
+        let (was_ready, is_ready) = (&mut self.ready, visibility == Visibility::Ready);
+        let changes = match is_ready {
+            true => bitmap::next_clear(was_ready, pages.clone()) < pages.end,
+            false => bitmap::next_set(was_ready, pages.clone()) < pages.end,
+        };
+        match is_ready {
+            true => bitmap::set(was_ready, pages.clone()),
+            false => bitmap::clear(was_ready, pages.clone()),
+        }
+        match visibility {
+            Visibility::Vacant => bitmap::set(&mut self.vacant, pages.clone()),
+            Visibility::Ready | Visibility::Hidden => {
+                bitmap::clear(&mut self.vacant, pages.clone());
+            }
+        }
+        if changes {
+            for page in pages.clone().filter(|_| is_ready) {
+                let words = &used[self.page_len.words(page..page + 1)];
+                match words.iter().all(|&word| word == 0) {
+                    true => bitmap::set_bit(&mut self.untouched, page),
+                    false => bitmap::clear_bit(&mut self.untouched, page),
+                }
+            }
+            self.recount_around(used, pages);
+        }
+    }
+
+    /// The start of the free run that ends just before `at`, a granule of `page` or the one behind it; `at` if there is
+    /// none.
+    #[inline]
+    fn run_start(&self, used: &[u64], page: u32, at: u32) -> u32 {
+        let base = self.page_len.granules(page..page + 1).start;
+        let start = bitmap::run_start(used, base..at);
+        if start > base {
+            return start;
+        }
+        self.run_start_before(used, page)
+    }
+
+    /// The end of the free run that starts at `at`, a granule of `page` or the one behind it; `at` if there is none.
+    #[inline]
+    fn run_end(&self, used: &[u64], page: u32, at: u32) -> u32 {
+        let page_end = self.page_len.granules(page..page + 1).end;
+        let end = bitmap::next_set(used, at..page_end);
+        if end < page_end {
+            return end;
+        }
+        self.run_end_behind(used, page)
+    }
+
+    /// The start of the run that ends with the last granule before `page`, or the first granule of `page`.
+    fn run_start_before(&self, used: &[u64], page: u32) -> u32 {
+        let first = bitmap::start_where(0..page, |word| !(self.ready[word] & self.untouched[word]));
+        let Range { start: low, end } = self.page_len.granules(first.saturating_sub(1)..first);
+        match first > 0 && self.is_ready(first - 1) {
+            true => bitmap::run_start(used, low..end),
+            false => end,
+        }
+    }
+
+    /// The end of the run that starts with the first granule behind `page`, or that granule.
+    fn run_end_behind(&self, used: &[u64], page: u32) -> u32 {
+        let pages = self.pages();
+        let last = bitmap::next_where(page + 1..pages, |word| {
+            !(self.ready[word] & self.untouched[word])
+        });
+        let Range { start, end: high } = self.page_len.granules(last..last + 1);
+        match last < pages && self.is_ready(last) {
+            true => bitmap::next_set(used, start..high),
+            false => start,
+        }
+    }
+}
