@@ -323,7 +323,8 @@ impl<H: Handle + ?Sized> Handle for &H {
 /// Allocates a variable in the instance of domain `D`: a `T` of zero bytes on every materialised CPU.
 ///
 /// # Errors
-/// [`AllocError`]; [`AllocError::ZeroSize`] for a type without size.
+/// [`AllocError`]; [`AllocError::ZeroSize`] for a type without size; [`AllocError::AlignTooLarge`] for one that is aligned
+/// further than [`max_align_bytes`](PerCpuAllocator::max_align_bytes).
 pub fn alloc_percpu_in<T: FromZeros, D: Domain>() -> Result<PerCpuPtr<T, D>, AllocError> {
     alloc_percpu_with(AllocFlags::empty())
 }

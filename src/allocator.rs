@@ -54,7 +54,8 @@ const MAX_UNIT_BYTES: usize = 8 << 30;
 pub struct Policy {
     /// The largest request, in bytes. At most a unit, and few enough pages to be named in one word.
     pub max_alloc_bytes: usize,
-    /// The largest alignment, in bytes; at most a page.
+    /// The largest alignment, in bytes; at most what all units have
+    /// ([`max_align_bytes`](PerCpuAllocator::max_align_bytes)).
     pub max_align_bytes: usize,
     /// Spare chunks that the upkeep keeps ready for atomic requests when the chunks in use could not serve the largest
     /// request.
@@ -228,10 +229,21 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         // SAFETY: the block has just been allocated with the layout that both were added to.
         let (units, directory) = unsafe {
             (
-                Units::new(tables, &units_layout, first_chunk),
+                Units::new(
+                    tables,
+                    &units_layout,
+                    first_chunk,
+                    backing.comes_with_touch(),
+                ),
                 Directory::new(tables, &directory_layout),
             )
         };
+        // An area is aligned within its unit; a copy no further than the unit itself.
+        let units_align = plan
+            .possible_cpus()
+            .filter_map(|cpu| first_chunk.unit_address(cpu))
+            .map(|unit| 1 << unit.as_ptr().addr().trailing_zeros())
+            .fold(sizes.page_bytes(), usize::min);
         let geometry = Geometry {
             window,
             pitch_shift: window
@@ -241,7 +253,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             sizes,
             regions: sizes.regions(),
             max_alloc_bytes: policy.max_alloc_bytes,
-            max_align_bytes: policy.max_align_bytes.min(sizes.page_bytes()),
+            max_align_bytes: policy.max_align_bytes.min(units_align),
             chunk,
             tables: (tables, tables_layout),
         };
@@ -307,6 +319,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// The sizes of a unit and its regions.
     pub fn sizes(&self) -> &UnitSizes {
         &self.geometry.sizes
+    }
+
+    /// The largest alignment that is served, in bytes: the policy's, or what all units lie at multiples of; at most a page.
+    pub fn max_align_bytes(&self) -> usize {
+        self.geometry.max_align_bytes
     }
 
     /// The layout of every later chunk's metadata.

@@ -147,12 +147,15 @@ impl<'a> PageSpan<'a> {
 
     /// The address ranges of the pages, a range for every run in the unit of every CPU concerned.
     pub fn areas(self) -> impl Iterator<Item = CpuArea> + 'a {
-        self.pages.runs().flat_map(move |run| {
-            let neutral = self
-                .neutral
-                .wrapping_add(run.start as usize * self.page_bytes);
-            areas(self.units, self.cpus, neutral, run.len() * self.page_bytes)
-        })
+        self.pages.runs().flat_map(move |run| self.areas_of(&run))
+    }
+
+    /// The address ranges of one of the runs, in the unit of every CPU concerned.
+    fn areas_of(&self, run: &Range<u32>) -> impl Iterator<Item = CpuArea> + use<'a> {
+        let neutral = self
+            .neutral
+            .wrapping_add(run.start as usize * self.page_bytes);
+        areas(self.units, self.cpus, neutral, run.len() * self.page_bytes)
     }
 }
 

@@ -64,6 +64,12 @@ impl PageMask {
         Self { first, bits: 0 }
     }
 
+    /// The pages from 0 on whose bits are set.
+    #[cfg(test)]
+    pub(crate) const fn of_bits(bits: u64) -> Self {
+        Self { first: 0, bits }
+    }
+
     fn insert(&mut self, page: u32) {
         self.bits |= 1 << (page - self.first);
     }

@@ -6,7 +6,7 @@
 
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::metadata::{BlockLayout, MetaSlice};
 use crate::request::CpuError;
@@ -67,6 +67,8 @@ impl CpuSet {
         self.words[cpu.index() / 64]
             .0
             .fetch_or(1 << (cpu.get() % 64), Ordering::AcqRel);
+        // Who sees what the CPU writes from now on sees it in the set.
+        fence(Ordering::Release);
     }
 
     /// Makes the set equal to `other` and `cpu`.
@@ -160,6 +162,8 @@ pub struct Units {
     /// The CPUs that pages are populated for: the materialised ones, and one that is on its way to become one. Of the two
     /// sets one is in use and does not change meanwhile; bringing up a CPU fills the other and changes over.
     pub(crate) populated_for: [CpuSet; 2],
+    /// Whether the copies of a CPU that is not materialised take memory when they are looked at.
+    pub(crate) comes_with_touch: bool,
 }
 
 impl Units {
@@ -172,6 +176,7 @@ impl Units {
         block: NonNull<u8>,
         layout: &UnitsLayout,
         first_chunk: &FirstChunk<'_>,
+        comes_with_touch: bool,
     ) -> Self {
         let len = layout.nr_cpu_ids as usize;
         let words = CpuSet::words_for(layout.nr_cpu_ids);
@@ -194,6 +199,7 @@ impl Units {
                 populated_for: layout.populated_at.map(|at| CpuSet {
                     words: MetaSlice::new(block, at, words, AtomicU64Word::default()),
                 }),
+                comes_with_touch,
             }
         };
         let plan = first_chunk.plan();
@@ -242,6 +248,8 @@ impl Units {
                         words: MetaSlice::empty(),
                     }
                 }; 2],
+                // Modules are a process's.
+                comes_with_touch: true,
             }
         }
     }

@@ -69,6 +69,24 @@ pub unsafe trait EarlyMemory {
     /// Whatever the memory reports; the builder then gives everything back and passes it on.
     fn alloc_area(&mut self, request: AreaRequest) -> Result<NonNull<u8>, Self::Error>;
 
+    /// Gives all units of an area their initial values at once, where there is a way to do so without touching the memory
+    /// of each: a process maps one image into all of them, so that CPUs that never come take no memory. False if there is
+    /// none, as by default: the template is copied into every unit then, whatever they hold.
+    ///
+    /// After a true answer each unit holds the template, followed by zeroes.
+    ///
+    /// # Safety
+    /// The area was returned for this request, and nothing has been done with it yet. The template is no longer than a unit.
+    unsafe fn share_template(
+        &mut self,
+        area: NonNull<u8>,
+        request: AreaRequest,
+        template: &[u8],
+    ) -> bool {
+        let _ = (area, request, template);
+        false
+    }
+
     /// Takes back a part of an area: whole pages of one unit, or units side by side. What lies between units
     /// whose stride is larger than they are is never passed.
     ///
@@ -272,15 +290,7 @@ impl<M: EarlyMemory + ?Sized> Areas<'_, '_, M> {
     /// All areas, or none.
     fn allocate(&mut self) -> Result<(), BuildError<M::Error>> {
         for group in self.plan.groups() {
-            let request = AreaRequest {
-                group: group.index,
-                node: group.node,
-                nr_units: group.nr_units,
-                unit_bytes: self.plan.sizes().unit_bytes(),
-                stride_bytes: self.stride_bytes,
-                align_bytes: self.plan.sizes().area_align_bytes(),
-            };
-            match self.memory.alloc_area(request) {
+            match self.memory.alloc_area(self.request(group)) {
                 Ok(area) => *self.area_record(group) = area.as_ptr().expose_provenance(),
                 Err(error) => {
                     self.free_areas(group.index);
@@ -303,9 +313,27 @@ impl<M: EarlyMemory + ?Sized> Areas<'_, '_, M> {
         Ok(())
     }
 
+    /// What a group's area must be.
+    fn request(&self, group: Group) -> AreaRequest {
+        AreaRequest {
+            group: group.index,
+            node: group.node,
+            nr_units: group.nr_units,
+            unit_bytes: self.plan.sizes().unit_bytes(),
+            stride_bytes: self.stride_bytes,
+            align_bytes: self.plan.sizes().area_align_bytes(),
+        }
+    }
+
     fn fill(&mut self, template: &[u8]) {
         let contents = self.memory.contents();
         for group in self.plan.groups() {
+            let (area, request) = (self.unit(group, 0), self.request(group));
+            // SAFETY: the area was returned for this request, and nothing has been done with it yet; the template is as long
+            // as the static region, a part of the unit.
+            if unsafe { self.memory.share_template(area, request, template) } {
+                continue;
+            }
             for unit in 0..group.nr_cpus {
                 // SAFETY: the unit is one of an area that the memory gave to this chunk alone, and the memory
                 // promises its contents; a fresh area doesn't overlap the template, which is borrowed.

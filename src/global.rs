@@ -55,7 +55,7 @@ use zerocopy::FromZeros;
 
 use crate::alloc_api::{Domain, Global, PerCpuPtr, alloc_percpu_in};
 use crate::allocator::{PerCpuAllocator, Policy, Region, UpkeepBy};
-use crate::backing::mmap::{Mmap, Placement};
+use crate::backing::mmap::{Geometry, Mmap, Placement};
 use crate::cpus::Units;
 use crate::embed;
 use crate::module;
@@ -71,6 +71,7 @@ use crate::unit::{
 };
 
 mod fork;
+mod geometry;
 mod system;
 
 /// The allocator of the process.
@@ -80,12 +81,12 @@ pub type GlobalAllocator = PerCpuAllocator<Mmap, ProcessLock>;
 /// it, and a forked child may go on with it.
 pub type ProcessLock = rustix_futex_sync::RawMutex;
 
-/// From one unit to the next, in bytes; what one CPU's copies can ever take. A constant, for the operations have it in
-/// their instructions; a displacement of 32 bits holds it.
-pub(crate) const STRIDE_BYTES: usize = 1 << 30;
+/// What one CPU's copies can ever take, in bytes, and what lies between the neutral address of a variable and its copy in
+/// unit 0. A constant, for the operations have it in their instructions; a displacement of 32 bits holds it.
+pub(crate) const WINDOW_BYTES: usize = 1 << 30;
 
-/// The least stride that an instance is content with where the system does not grant [`STRIDE_BYTES`].
-const MIN_STRIDE_BYTES: usize = 16 << 20;
+/// The least window that an instance is content with where the system does not grant [`WINDOW_BYTES`].
+const MIN_WINDOW_BYTES: usize = 16 << 20;
 
 /// Unit size asked for. Larger units mean fewer chunks; address space is all that they cost.
 const MIN_UNIT_BYTES: usize = 256 << 10;
@@ -229,7 +230,8 @@ fn find_units() -> &'static Units {
 /// ```
 ///
 /// # Errors
-/// [`AllocError`].
+/// [`AllocError`]; [`AllocError::AlignTooLarge`] for a type that is aligned to more than 128 bytes, unless the program has
+/// said [`page_geometry!`](crate::page_geometry!) or has page-aligned static variables: then a page is the limit.
 pub fn alloc_percpu<T: FromZeros>() -> Result<PerCpuPtr<T>, AllocError> {
     alloc_percpu_in()
 }
@@ -390,28 +392,35 @@ static BEFORE_MAIN: extern "C" fn() = before_main;
 impl Process {
     fn new() -> Result<Self, Box<dyn Error>> {
         let nodes = system::nodes_of_cpus()?;
-        let build = |kind| Self::build(&nodes, kind, STRIDE_BYTES, this_cpu::process::detect);
+        let build = |kind, geometry: Geometry| {
+            Self::build(&nodes, kind, geometry, || {
+                this_cpu::process::detect(geometry.stride_bytes())
+            })
+        };
         let is_too_much = |_| {
             // A smaller window, then, and none of the operations that rely on its size.
-            let mut stride_bytes = STRIDE_BYTES / 2;
+            let mut window_bytes = WINDOW_BYTES / 2;
             loop {
-                match Self::build(&nodes, FirstChunkKind::Embed, stride_bytes, || {
-                    Method::Locked
-                }) {
-                    Err(_) if stride_bytes > MIN_STRIDE_BYTES => stride_bytes /= 2,
+                let geometry = geometry::of_this_program(window_bytes);
+                match Self::build(&nodes, FirstChunkKind::Embed, geometry, || Method::Locked) {
+                    Err(_) if window_bytes > MIN_WINDOW_BYTES => window_bytes /= 2,
                     result => return result,
                 }
             }
         };
-        build(FirstChunkKind::Embed)
-            .or_else(|_| build(FirstChunkKind::Page))
-            .or_else(is_too_much)
+        build(
+            FirstChunkKind::Embed,
+            geometry::of_this_program(WINDOW_BYTES),
+        )
+        // Single pages are whole ones.
+        .or_else(|_| build(FirstChunkKind::Page, Geometry::pages(WINDOW_BYTES)))
+        .or_else(is_too_much)
     }
 
     fn build(
         nodes: &[NodeId],
         kind: FirstChunkKind,
-        stride_bytes: usize,
+        geometry: Geometry,
         detect: impl FnOnce() -> Method,
     ) -> Result<Self, Box<dyn Error>> {
         let layout = static_var::Template::of_this_object();
@@ -440,7 +449,7 @@ impl Process {
         } else {
             Placement::Any
         };
-        let mut memory = Mmap::reserve(&plan, stride_bytes, placement)?;
+        let mut memory = Mmap::reserve(&plan, geometry, placement)?;
         let template = Template {
             bytes: &template,
             base: memory.neutral_base(),
@@ -474,18 +483,33 @@ mod tests {
     #[test]
     fn units_follow_the_cpus_and_know_their_nodes() {
         let nodes = [1, 0, 1].map(NodeId::new);
-        let process = Process::build(&nodes, FirstChunkKind::Embed, MIN_STRIDE_BYTES, || {
-            Method::Locked
-        })
-        .unwrap();
-        let units = process.allocator.units();
-        let first = units.offset(CpuId::new(0)).unwrap();
-        for (id, node) in [1, 0, 1, 0].into_iter().enumerate() {
-            let cpu = CpuId::new(id as u32);
-            assert_eq!(units.offset(cpu), Some(first + id * MIN_STRIDE_BYTES));
-            assert_eq!(units.node(cpu), Some(NodeId::new(node)));
+        for (kind, geometry) in [
+            (FirstChunkKind::Embed, Geometry::lines(MIN_WINDOW_BYTES)),
+            (FirstChunkKind::Embed, Geometry::pages(MIN_WINDOW_BYTES)),
+            (FirstChunkKind::Page, Geometry::pages(MIN_WINDOW_BYTES)),
+        ] {
+            let process = Process::build(&nodes, kind, geometry, || Method::Locked).unwrap();
+            let units = process.allocator.units();
+            for (id, node) in [1, 0, 1, 0].into_iter().enumerate() {
+                let cpu = CpuId::new(id as u32);
+                let offset = MIN_WINDOW_BYTES + id * geometry.stride_bytes();
+                assert_eq!(units.offset(cpu), Some(offset));
+                assert_eq!(units.node(cpu), Some(NodeId::new(node)));
+            }
+            assert_eq!(
+                process.allocator.max_align_bytes(),
+                geometry.max_align_bytes()
+            );
         }
     }
+
+    /// Nothing here wants pages, so the unit tests run with units between pages.
+    #[test]
+    fn a_program_without_page_aligned_variables() {
+        let geometry = geometry::of_this_program(WINDOW_BYTES);
+        assert_eq!(geometry, Geometry::lines(WINDOW_BYTES));
+    }
+
     /// A list of CPUs has units' CPUs only, and no list means all of them.
     #[test]
     fn lists_of_cpus_stay_among_the_possible() {

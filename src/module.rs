@@ -49,6 +49,10 @@
 //! Who loads libraries by other means looks up the symbol [`SYMBOL`], a [`ModuleTable`], and passes its address to
 //! [`attach`]; what comes back is to be dropped before the library is closed.
 //!
+//! Variables that are `#[percpu(page_aligned)]` need a host whose units lie whole pages apart: one that has such
+//! variables itself, or says [`page_geometry!`](crate::page_geometry!). Others refuse the module with
+//! [`AttachError::Alloc`].
+//!
 //! # What a module can use
 //! Static variables and [`StaticVar`](crate::StaticVar), [`this_cpu`](crate::this_cpu), handles,
 //! [`alloc_percpu`](crate::alloc_percpu) and [`free_percpu`](crate::free_percpu), [`PerCpu`](crate::PerCpu),

@@ -103,7 +103,9 @@ impl<T, D: Domain> PerCpu<T, D> {
     /// ```
     ///
     /// # Errors
-    /// [`AllocError`]; [`AllocError::ZeroSize`] for a type without size.
+    /// [`AllocError`]; [`AllocError::ZeroSize`] for a type without size; [`AllocError::AlignTooLarge`] for one that is aligned
+    /// further than the instance's units ([`max_align_bytes`](crate::PerCpuAllocator::max_align_bytes)): in a process 128
+    /// bytes, or a page with [`page_geometry!`](crate::page_geometry!).
     pub fn new() -> Result<Self, AllocError>
     where
         T: FromZeros,

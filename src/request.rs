@@ -88,6 +88,9 @@ impl Request {
     }
 }
 
+/// No page is smaller.
+const LEAST_PAGE_BYTES: usize = 4096;
+
 /// Why a request was refused. Nothing has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -110,7 +113,7 @@ pub enum AllocError {
     AlignTooLarge {
         /// The alignment asked for.
         align: usize,
-        /// The largest alignment served; page-multiple strides serve a page.
+        /// The largest alignment served. It is a page where units lie a whole number of pages apart.
         limit: usize,
     },
     /// Flags that do not exist.
@@ -148,7 +151,13 @@ impl fmt::Display for AllocError {
                 write!(f, "an alignment of {align}, which is no power of two")
             }
             Self::AlignTooLarge { align, limit } => {
-                write!(f, "an alignment of {align}, the limit is {limit}")
+                write!(f, "an alignment of {align}, the limit is {limit}")?;
+                match *limit < LEAST_PAGE_BYTES {
+                    true => f.write_str(
+                        "; a page where units lie whole pages apart, in a process by pcpu::page_geometry!()",
+                    ),
+                    false => Ok(()),
+                }
             }
             Self::UnknownFlags { bits } => write!(f, "unknown flags {bits:#x}"),
             Self::ReservedExhausted { bytes, free_bytes } => {

@@ -131,6 +131,9 @@ fn delta<V: StaticVar>() -> usize {
 /// assert_eq!(LIMIT.read(), 100);
 /// ```
 ///
+/// A program with page-aligned variables has its units a whole number of pages apart; see
+/// [`page_geometry!`](crate::page_geometry!) for what that costs and what else it is good for.
+///
 /// A greater alignment than a section has is refused by the compiler:
 ///
 /// ```compile_fail,E0080

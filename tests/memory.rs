@@ -9,13 +9,18 @@ mod child;
 
 use std::fmt;
 use std::fs;
+use std::sync::OnceLock;
 
 use pcpu::allocator::PerCpuAllocator;
-use pcpu::backing::mmap::{Mmap, Placement};
+use pcpu::backing::mmap::{Geometry, Mmap, Placement};
 use pcpu::embed;
-use pcpu::global::GlobalAllocator;
+use pcpu::global::{GlobalAllocator, ProcessLock};
+use pcpu::this_cpu::Live;
+use pcpu::this_cpu::portable::Portable;
 use pcpu::unit::{CpuId, EvenNodes, FirstChunkSpec, Template, UnitPlan, storage_words};
-use pcpu::{CpuCell, LocalCell, PerCpu, Request, global};
+use pcpu::{
+    CpuCell, Domain, Handle, LocalCell, PerCpu, PerCpuPtr, RemoteCell, Request, global, per_cpu_ptr,
+};
 
 use child::run_in_child;
 
@@ -93,9 +98,10 @@ impl fmt::Display for Growth {
     }
 }
 
-/// An instance as a process has it, on a machine of `cpus` possible CPUs.
-fn instance(cpus: u32) -> GlobalAllocator {
+/// An instance as a process has it, on a machine of `cpus` possible CPUs, with static variables that begin as `template`.
+fn instance(cpus: u32, template: &[u8]) -> GlobalAllocator {
     let spec = FirstChunkSpec {
+        static_bytes: template.len(),
         atom_bytes: 4096,
         dyn_bytes: 20 << 10,
         min_unit_bytes: 256 << 10,
@@ -104,9 +110,10 @@ fn instance(cpus: u32) -> GlobalAllocator {
     let topology = EvenNodes::new(cpus, 1).expect("a machine");
     let (mut words, mut offsets) = (vec![0; storage_words(cpus)], vec![0; cpus as usize]);
     let plan = UnitPlan::embed(&spec, &topology, &mut words).expect("a plan");
-    let mut memory = Mmap::reserve(&plan, 1 << 30, Placement::Any).expect("address space");
+    let mut memory =
+        Mmap::reserve(&plan, Geometry::lines(1 << 30), Placement::Any).expect("address space");
     let template = Template {
-        bytes: &[],
+        bytes: template,
         base: memory.neutral_base(),
     };
     let first_chunk =
@@ -123,7 +130,7 @@ fn cpus_that_never_come_cost_nothing() {
         return;
     }
     let start = Usage::now();
-    let pcpu = instance(256);
+    let pcpu = instance(256, &[]);
     println!("set up:  {}", Usage::now().since(&start));
     let cpus = [0, 1].map(CpuId::new);
     for cpu in cpus {
@@ -164,6 +171,108 @@ fn cpus_that_never_come_cost_nothing() {
     println!("freed:   {emptied}");
     // What stays: the first chunk, a page where an area is left, and metadata.
     assert!(emptied.bytes() <= 300_000, "{emptied}");
+}
+
+/// Static variables with initial values: those of a CPU that never comes are there to be read, and cost nothing.
+#[test]
+fn static_variables_cost_nothing_on_cpus_that_never_come() {
+    const INITIAL: u64 = 0x0123_4567_89ab_cdef;
+    const CPUS: u32 = 256;
+
+    static INSTANCE: OnceLock<GlobalAllocator> = OnceLock::new();
+    /// A machine of its own, with a variable at the start of the template.
+    #[derive(Debug)]
+    enum Large {}
+    // SAFETY: the instance is made once, and is no other domain's.
+    unsafe impl Domain for Large {
+        type Backing = Mmap;
+        type Lock = ProcessLock;
+        type Ops = Portable<Self>;
+        fn allocator() -> &'static GlobalAllocator {
+            INSTANCE.get().expect("made by the test")
+        }
+        fn current_cpu() -> CpuId {
+            CpuId::new(77)
+        }
+    }
+    struct First;
+    impl Handle for First {
+        type Target = CpuCell<u64>;
+        type Domain = Large;
+        fn handle(&self) -> PerCpuPtr<CpuCell<u64>, Large> {
+            PerCpuPtr::from_neutral(Large::allocator().neutral_base()).expect("not at 0")
+        }
+    }
+    // SAFETY: the template has a value for it, and the instance stays.
+    unsafe impl Live for First {}
+
+    if run_in_child(
+        "static_variables_cost_nothing_on_cpus_that_never_come",
+        |_| (),
+    ) {
+        return;
+    }
+    let template: Vec<u8> = (0..8).flat_map(|_| INITIAL.to_ne_bytes()).collect();
+    assert_eq!(template.len(), 64);
+    // What comes with the first instance of any size. It stays, so that no other takes over its memory.
+    let first = instance(2, &template);
+    let start = Usage::now();
+    let few = instance(2, &template);
+    let of_few = Usage::now().since(&start);
+    let start = Usage::now();
+    INSTANCE.set(instance(CPUS, &template)).expect("the first");
+    let of_many = Usage::now().since(&start);
+    println!("2 CPUs:   {of_few}");
+    println!("{CPUS} CPUs: {of_many}");
+    assert!(of_many.bytes() <= of_few.bytes() + 100_000, "{of_many}");
+    drop((first, few));
+
+    let start = Usage::now();
+    assert_eq!(First.sum(), INITIAL.wrapping_mul(CPUS.into()));
+    let of_sum = Usage::now().since(&start);
+    println!("summed:   {of_sum}");
+    assert!(of_sum.bytes() <= 100_000, "{of_sum}");
+
+    // SAFETY: the variable is live, and changed by operations only.
+    unsafe { pcpu::this_cpu::add(First.handle(), 5) };
+    for cpu in (0..CPUS).map(CpuId::new) {
+        let changed = match cpu.get() {
+            77 => INITIAL + 5,
+            _ => INITIAL,
+        };
+        let copy = per_cpu_ptr(First, cpu).expect("possible").cast();
+        // SAFETY: the template, and what follows it in the first chunk, can be read on every CPU.
+        let found: [u64; 512] = unsafe { *copy.as_ptr() };
+        assert_eq!(found[0], changed, "CPU {cpu}");
+        assert_eq!(found[1..8], [INITIAL; 7], "CPU {cpu}");
+        assert_eq!(found[8..], [0; 504], "CPU {cpu}");
+    }
+    assert_eq!(
+        First.sum(),
+        INITIAL.wrapping_mul(CPUS.into()).wrapping_add(5)
+    );
+}
+
+/// Where there is no file to be had the template is copied.
+#[test]
+fn the_template_needs_no_file() {
+    if run_in_child("the_template_needs_no_file", |_| ()) {
+        return;
+    }
+    let no_files = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the call reads the structure only.
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &no_files) };
+    assert_eq!(result, 0);
+    let pcpu = instance(40, &[7; 5000]);
+    for cpu in pcpu.units().possible().iter() {
+        let copy = pcpu.per_cpu_address(pcpu.neutral_base(), cpu);
+        let copy = std::ptr::with_exposed_provenance::<[u8; 5000]>(copy.expect("possible"));
+        // SAFETY: the static region is as long, and can be read on every CPU.
+        assert_eq!(unsafe { *copy }, [7; 5000], "CPU {cpu}");
+    }
 }
 
 /// Owners in the process's own instance, each used on one CPU.

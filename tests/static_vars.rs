@@ -8,9 +8,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use pcpu::allocator::Region;
+use pcpu::backing::mmap::Geometry;
 use pcpu::{
-    CACHE_LINE_BYTES, CpuCell, Handle, LocalCell, RemoteCell, Section, StaticVar, define_per_cpu,
-    global, per_cpu_ptr,
+    CACHE_LINE_BYTES, CpuCell, Global, Handle, LocalCell, RemoteCell, Request, Section, StaticVar,
+    alloc_percpu_bytes, define_per_cpu, free_percpu, global, per_cpu_ptr,
 };
 use pcpu_fixtures::{CACHE_ALIGNED, INITIAL, PLAIN, READ_MOSTLY};
 
@@ -131,6 +132,18 @@ fn variables_are_aligned_on_every_cpu() {
             "{place:?}"
         );
     }
+}
+
+/// Units lie whole pages apart because variables of this program are page aligned.
+#[test]
+fn page_aligned_variables_decide_on_the_geometry() {
+    let geometry = global().backing().geometry();
+    assert_eq!(geometry, Geometry::pages(geometry.window_bytes()));
+    assert_eq!(global().max_align_bytes(), PAGE_BYTES);
+    let page = alloc_percpu_bytes::<Global>(&Request::new(8, PAGE_BYTES)).expect("an alignment");
+    assert!(page.neutral().is_multiple_of(PAGE_BYTES));
+    // SAFETY: nobody uses it.
+    unsafe { free_percpu(page) }.expect("it is allocated");
 }
 
 #[test]

@@ -2,16 +2,23 @@
 //! can be read through, and above it a window per unit.
 //!
 //! ```text
-//!   | neutral window |  unit 0 window  |  unit 1 window  | ...
-//!   ^ base           ^ base + stride   ^ base + 2 * stride
+//!   | neutral window |  unit 0 window  | gap |  unit 1 window  | gap | ...
+//!   ^ base           ^ base + window         ^ base + window + stride
 //! ```
+//! The stride need not be a whole number of pages, but leaves a page between windows at least: no two units have a part
+//! of one page.
+//!
 //! Memory comes to a page when it is first touched, and goes when it is given back. Huge pages are kept away: one touch
-//! would give memory to hundreds of pages.
+//! would give memory to hundreds of pages. All addresses that come in here are multiples of a page.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::ptr::{self, NonNull};
 
 use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
+use rustix::param;
+
+use super::mmap::Geometry;
 
 /// What can be done with a part of the range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +34,8 @@ pub(super) enum Access {
 pub(super) struct AddressRange {
     base: NonNull<u8>,
     bytes: usize,
-    stride_bytes: usize,
+    geometry: Geometry,
+    units: usize,
     /// Units whose windows have been handed to a builder.
     units_taken: usize,
 }
@@ -38,19 +46,21 @@ unsafe impl Send for AddressRange {}
 unsafe impl Sync for AddressRange {}
 
 impl AddressRange {
-    /// Reserves a neutral window and `units` unit windows of `stride_bytes` each, all without access, at a multiple of
-    /// `align_bytes` (a power of two).
+    /// Reserves a neutral window and `units` unit windows, all without access, at a multiple of `align_bytes` (a power of
+    /// two, at least a page).
     ///
     /// # Errors
     /// What the system says, or that the size overflows.
     pub(super) fn reserve(
         units: usize,
-        stride_bytes: usize,
+        geometry: Geometry,
         align_bytes: usize,
     ) -> io::Result<Self> {
+        // The gap behind the last window is its own: the window ends in the middle of a page, maybe.
         let bytes = units
-            .checked_add(1)
-            .and_then(|windows| windows.checked_mul(stride_bytes));
+            .checked_mul(geometry.stride_bytes())
+            .and_then(|bytes| bytes.checked_add(geometry.window_bytes()))
+            .and_then(|bytes| bytes.checked_next_multiple_of(param::page_size()));
         let (Some(bytes), Some(padded)) = (
             bytes,
             bytes.and_then(|bytes| bytes.checked_add(align_bytes)),
@@ -78,7 +88,8 @@ impl AddressRange {
         Ok(Self {
             base,
             bytes,
-            stride_bytes,
+            geometry,
+            units,
             units_taken: 0,
         })
     }
@@ -88,19 +99,22 @@ impl AddressRange {
         self.base.as_ptr().addr()
     }
 
+    pub(super) fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
     pub(super) fn stride_bytes(&self) -> usize {
-        self.stride_bytes
+        self.geometry.stride_bytes()
     }
 
     /// Address of the windows of the next `units` units, which are not handed out again until they are returned.
     pub(super) fn take_units(&mut self, units: usize) -> Option<NonNull<u8>> {
-        let at = (self.units_taken + 1).checked_mul(self.stride_bytes)?;
-        let end = units.checked_mul(self.stride_bytes)?.checked_add(at)?;
-        if end > self.bytes {
+        if units > self.units - self.units_taken {
             return None;
         }
+        let at = self.geometry.window_bytes() + self.units_taken * self.stride_bytes();
         self.units_taken += units;
-        // SAFETY: `at < end <= bytes`.
+        // SAFETY: there are so many units in the range.
         Some(unsafe { self.base.add(at) })
     }
 
@@ -131,7 +145,7 @@ impl AddressRange {
     /// Gives the memory of whole pages back; they read as zero when touched again.
     ///
     /// # Safety
-    /// The pages lie in the range, and nothing needs what they hold.
+    /// The pages lie in the range, hold no part of a file, and nothing needs what they hold.
     pub(super) unsafe fn discard(&self, address: usize, bytes: usize) {
         // SAFETY: the promise of the caller.
         let done = unsafe { mm::madvise(self.pointer(address), bytes, Advice::LinuxDontNeed) };
@@ -140,6 +154,33 @@ impl AddressRange {
             // SAFETY: the promise of the caller; the pages are readable and writable, or were never touched.
             unsafe { self.pointer(address).cast::<u8>().write_bytes(0, bytes) };
         }
+    }
+
+    /// Has whole pages begin as the pages of a file, readable and writable: what is written to them is theirs alone.
+    ///
+    /// # Safety
+    /// The pages lie in the range, nothing uses them, and nobody changes the file any more.
+    pub(super) unsafe fn map_file(
+        &self,
+        address: usize,
+        bytes: usize,
+        file: impl AsFd,
+        offset: usize,
+    ) -> io::Result<()> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the promise of the caller.
+        unsafe {
+            mm::mmap(
+                self.pointer(address),
+                bytes,
+                access,
+                flags,
+                file,
+                offset as u64,
+            )?
+        };
+        Ok(())
     }
 
     fn pointer(&self, address: usize) -> *mut core::ffi::c_void {

@@ -4,19 +4,32 @@
 //! The window of neutral addresses lies in the same range, without access, so that a handle never equals a real
 //! pointer. Chunk `i` lies `i` units further in every unit's window. CPUs that never run the process cost address
 //! space only. On a machine with several nodes each unit's memory is preferred from its CPU's node.
+//!
+//! Units need not begin at pages ([`Geometry`]): what is asked of the system is about whole pages all the same. Pages
+//! that are shared are seen to in `shared_pages.rs`; no two units share one.
 
 use std::alloc::{GlobalAlloc, System};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
 use core::alloc::Layout;
 
 use super::address_range::{Access, AddressRange};
 use super::{Backing, BackingError, ChunkSpace, Context, CpuArea, PageSpan, Window};
+use crate::cpus::Cpus;
 use crate::embed::{AreaRequest, EarlyMemory};
 use crate::page::PageMemory;
 use crate::unit::{Contents, FirstChunk, NodeId, UnitPlan};
+use shared_pages::{Neighbours, Numbers, SharedPages, Use};
+
+mod geometry;
+mod shared_pages;
+mod template_image;
+mod whole_pages;
+
+pub use geometry::Geometry;
 
 /// Whether memory is asked from particular nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,14 +45,14 @@ pub enum Placement {
 ///
 /// ```
 /// use pcpu::allocator::{PerCpuAllocator, Policy};
-/// use pcpu::backing::mmap::{Mmap, Placement};
+/// use pcpu::backing::mmap::{Geometry, Mmap, Placement};
 /// use pcpu::embed;
 /// use pcpu::unit::{CpuId, EvenNodes, FirstChunkSpec, Template, UnitPlan, storage_words};
 ///
 /// let (mut words, mut offsets) = ([0; storage_words(2)], [0; 2]);
 /// let spec = FirstChunkSpec { atom_bytes: 4096, dyn_bytes: 20 << 10, ..FirstChunkSpec::default() };
 /// let plan = UnitPlan::embed(&spec, &EvenNodes::new(2, 1)?, &mut words)?;
-/// let mut memory = Mmap::reserve(&plan, 16 << 20, Placement::Any)?;
+/// let mut memory = Mmap::reserve(&plan, Geometry::lines(16 << 20), Placement::Any)?;
 /// let template = Template { bytes: &[], base: memory.neutral_base() };
 /// let first_chunk = embed::build(plan, template, &mut offsets, &mut memory)?;
 /// // SAFETY: the first chunk lies in `memory`, which the instance takes over.
@@ -56,32 +69,42 @@ pub struct Mmap {
     unit_bytes: usize,
     chunks: u32,
     placement: Placement,
+    /// `None` if all units begin at pages.
+    shared: Option<SharedPages>,
 }
 
 impl Mmap {
-    /// Reserves address space for every unit of `plan`: windows that are `stride_bytes` apart and hold as many chunks as
-    /// fit, the first included.
+    /// Reserves address space for every unit of `plan`: windows as `geometry` has them, which hold as many chunks as fit,
+    /// the first included.
     ///
     /// # Errors
-    /// What the system says if the process may not have that much address space; that it is too little for one chunk, or
-    /// that the stride is no multiple of the area alignment of the plan.
+    /// What the system says if the process may not have that much address space; that it is too little for one chunk,
+    /// that the window is no multiple of the area alignment of the plan, or that the plan has several groups, whose areas
+    /// need that alignment, and the stride is no multiple of it.
     pub fn reserve(
         plan: &UnitPlan<'_>,
-        stride_bytes: usize,
+        geometry: Geometry,
         placement: Placement,
     ) -> io::Result<Self> {
         let sizes = plan.sizes();
         let align_bytes = sizes.area_align_bytes();
-        let chunks = u32::try_from(stride_bytes / sizes.unit_bytes()).unwrap_or(u32::MAX);
-        if chunks == 0 || !stride_bytes.is_multiple_of(align_bytes) {
+        let chunks = geometry.window_bytes() / sizes.unit_bytes();
+        let is_aligned = geometry.window_bytes().is_multiple_of(align_bytes)
+            && (plan.nr_groups() == 1 || geometry.stride_bytes().is_multiple_of(align_bytes));
+        if chunks == 0 || !is_aligned {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        let shares_pages = !geometry
+            .stride_bytes()
+            .is_multiple_of(rustix::param::page_size());
         Ok(Self {
-            range: AddressRange::reserve(plan.nr_units() as usize, stride_bytes, align_bytes)?,
+            range: AddressRange::reserve(plan.nr_units() as usize, geometry, align_bytes)?,
             page_bytes: sizes.page_bytes(),
             unit_bytes: sizes.unit_bytes(),
-            chunks,
+            chunks: u32::try_from(chunks).unwrap_or(u32::MAX),
             placement,
+            shared: shares_pages
+                .then(|| SharedPages::new(chunks, sizes.unit_pages(), sizes.populated_pages())),
         })
     }
 
@@ -94,6 +117,11 @@ impl Mmap {
                 self.prefer_node(unit.as_ptr().addr(), self.unit_bytes, node);
             }
         }
+    }
+
+    /// How far apart the units lie.
+    pub fn geometry(&self) -> Geometry {
+        self.range.geometry()
     }
 
     /// The neutral address of the first chunk: where to build it.
@@ -109,21 +137,58 @@ impl Mmap {
             .ok_or(io::ErrorKind::OutOfMemory)?;
         for unit in 0..units {
             let address = base.as_ptr().addr() + unit * self.range.stride_bytes();
-            // SAFETY: the window has just been taken and holds nothing.
-            unsafe {
-                self.range
-                    .set_access(address, self.unit_bytes, Access::ReadWrite)?
-            };
+            self.open(address..address + self.unit_bytes)?;
         }
         Ok(base)
     }
 
-    fn close(&self, address: usize, bytes: usize) {
-        // SAFETY: callers own the part and do not use it any more.
+    /// Makes addresses usable; what shares a page with them becomes so, too.
+    fn open(&self, addresses: Range<usize>) -> io::Result<()> {
+        let Range { start, end } = whole_pages::around(addresses);
+        // SAFETY: the pages lie in the range; to be able to use them harms nobody.
+        unsafe { self.range.set_access(start, end - start, Access::ReadWrite) }
+    }
+
+    /// Takes memory and access away from whole pages.
+    fn close(&self, Range { start, end }: Range<usize>) {
+        // SAFETY: callers own the pages and do not use them any more.
         unsafe {
-            self.range.discard(address, bytes);
+            self.range.discard(start, end - start);
             // Without access a stray touch is a fault; where that cannot be had, it reads zero.
-            let _ = self.range.set_access(address, bytes, Access::None);
+            let _ = self.range.set_access(start, end - start, Access::None);
+        }
+    }
+
+    /// Gives back the pages that a part of a unit shares with what is beside it, if that has no memory; or makes what it
+    /// has of them zero.
+    ///
+    /// # Safety
+    /// Nothing uses that part of the unit any more. The pages that it shares stay as they are meanwhile: with memory or
+    /// without.
+    unsafe fn give_back_edges(&self, part: Range<usize>, neighbours: Neighbours) {
+        let around = whole_pages::around(part.clone());
+        let within = whole_pages::within(part.clone());
+        for (page, own, neighbour) in [
+            (
+                around.start..within.start,
+                part.start..within.start,
+                neighbours.before,
+            ),
+            (
+                within.end..around.end,
+                within.end..part.end,
+                neighbours.behind,
+            ),
+        ] {
+            if page.is_empty() {
+                continue;
+            }
+            match neighbour {
+                // SAFETY: neither has memory (promise of the caller).
+                Use::Unused => unsafe { self.range.discard(page.start, page.len()) },
+                // SAFETY: the bytes are those of the part, which nothing uses, and readable and writable.
+                Use::Used => unsafe { make_zero(own) },
+            }
         }
     }
 
@@ -137,13 +202,14 @@ impl Mmap {
             }
         });
         if self.placement == Placement::NodeLocal {
+            let Range { start, end } = whole_pages::around(address..address + bytes);
             // SAFETY: the call reads the mask only, and sets where future pages come from. Placement is a
             // preference: if the system refuses it, pages come from elsewhere.
             unsafe {
                 libc::syscall(
                     libc::SYS_mbind,
-                    address,
-                    bytes,
+                    start,
+                    end - start,
                     MPOL_PREFERRED,
                     mask.as_ptr(),
                     16 * 64 + 1,
@@ -182,8 +248,29 @@ unsafe impl EarlyMemory for Mmap {
         Ok(base)
     }
 
+    unsafe fn share_template(
+        &mut self,
+        area: NonNull<u8>,
+        request: AreaRequest,
+        template: &[u8],
+    ) -> bool {
+        let units = (0..request.nr_units as usize)
+            .map(|unit| area.as_ptr().addr() + unit * request.stride_bytes);
+        // SAFETY: the units have just been opened, and are not used yet (promise of the caller).
+        let mapped = unsafe { template_image::map(&self.range, &units, template) };
+        // A new mapping prefers no node.
+        units.for_each(|unit| self.prefer_node(unit, template.len(), request.node));
+        mapped.is_ok()
+    }
+
     unsafe fn free(&mut self, start: NonNull<u8>, bytes: usize) {
-        self.close(start.as_ptr().addr(), bytes);
+        // What comes before is a part of the same unit; behind it no chunk is reserved yet.
+        let neighbours = Neighbours {
+            before: Use::Used,
+            behind: Use::Unused,
+        };
+        let start = start.as_ptr().addr();
+        self.close(whole_pages::beside(start..start + bytes, neighbours));
     }
 }
 
@@ -214,17 +301,15 @@ unsafe impl PageMemory for Mmap {
 
     unsafe fn map_new_page(&mut self, node: NodeId, address: NonNull<u8>) -> io::Result<()> {
         let address = address.as_ptr().addr();
-        // SAFETY: the page lies in a window that was taken, and holds nothing yet.
-        unsafe {
-            self.range
-                .set_access(address, self.page_bytes, Access::ReadWrite)?
-        };
+        self.open(address..address + self.page_bytes)?;
         self.prefer_node(address, self.page_bytes, node);
         Ok(())
     }
 
     unsafe fn unmap_page(&mut self, address: NonNull<u8>) {
-        self.close(address.as_ptr().addr(), self.page_bytes);
+        // The builder wants whole pages: they share nothing.
+        let address = address.as_ptr().addr();
+        self.close(address..address + self.page_bytes);
     }
 
     unsafe fn release_window(&mut self, _base: NonNull<u8>, _bytes: usize) {
@@ -233,7 +318,7 @@ unsafe impl PageMemory for Mmap {
 }
 
 // SAFETY: a chunk's units are accessible from `reserve` to `release`, lie in this range, and are nobody else's; pages
-// are zero at first touch and after they were given back. Metadata comes from the system's allocator.
+// are zero at first touch and after they were given back, for what does not go back is made zero (`shared_pages`). Metadata comes from the system's allocator.
 unsafe impl Backing for Mmap {
     fn window(&self) -> Window {
         Window {
@@ -258,41 +343,73 @@ unsafe impl Backing for Mmap {
     }
 
     unsafe fn reserve(&self, space: ChunkSpace<'_>, _context: Context) -> Result<(), BackingError> {
+        let mut reserved = self.shared.as_ref().map(SharedPages::reserved);
         for area in space.areas() {
-            // SAFETY: the chunk's part of the range is not in use.
-            let opened = unsafe {
-                self.range
-                    .set_access(area.address, area.bytes, Access::ReadWrite)
-            };
-            if opened.is_err() {
+            if self.open(area.addresses()).is_err() {
+                let neighbours = self.neighbours(reserved.as_deref(), space.chunk());
                 space
                     .areas()
                     .take_while(|done| done.cpu != area.cpu)
-                    .for_each(|done| self.close_area(done));
+                    .for_each(|done| self.close(whole_pages::beside(done.addresses(), neighbours)));
                 return Err(BackingError::OutOfAddressSpace);
             }
             self.prefer_node(area.address, area.bytes, area.node);
+        }
+        if let Some(reserved) = &mut reserved {
+            reserved.insert(chunk_number(space.chunk()));
         }
         Ok(())
     }
 
     unsafe fn release(&self, space: ChunkSpace<'_>) {
-        space.areas().for_each(|area| self.close_area(area));
+        let mut reserved = self.shared.as_ref().map(SharedPages::reserved);
+        if let Some(reserved) = &mut reserved {
+            reserved.remove(chunk_number(space.chunk()));
+        }
+        let neighbours = self.neighbours(reserved.as_deref(), space.chunk());
+        space
+            .areas()
+            .for_each(|area| self.close(whole_pages::beside(area.addresses(), neighbours)));
     }
 
     unsafe fn populate(
         &self,
-        _span: PageSpan<'_>,
+        span: PageSpan<'_>,
         _context: Context,
     ) -> Result<Contents, BackingError> {
         // The first touch brings the memory, zeroed.
+        if let Some(shared) = &self.shared {
+            let mut with_memory = shared.with_memory();
+            for run in span.runs() {
+                with_memory.insert(shared.in_window(span.chunk(), run));
+            }
+        }
         Ok(Contents::Zeroed)
     }
 
     unsafe fn depopulate(&self, span: PageSpan<'_>) {
-        for area in span.areas() {
-            // SAFETY: nothing uses the pages any more (promise of the caller).
-            unsafe { self.range.discard(area.address, area.bytes) };
+        for run in span.runs() {
+            for area in span.areas_of(&run) {
+                let own = whole_pages::within(area.addresses());
+                if !own.is_empty() {
+                    // SAFETY: nothing uses the pages any more (promise of the caller), and they are shared with no others.
+                    unsafe { self.range.discard(own.start, own.len()) };
+                }
+            }
+            let Some(shared) = &self.shared else {
+                continue;
+            };
+            let mut with_memory = shared.with_memory();
+            let pages = shared.in_window(span.chunk(), run.clone());
+            let neighbours = with_memory.neighbours(&pages);
+            for area in span.areas_of(&run) {
+                // SAFETY: as above; no page gets memory or loses it as long as the note is locked.
+                unsafe { self.give_back_edges(area.addresses(), neighbours) };
+            }
+            // One CPU's copies go when bringing it up has failed: the others keep theirs.
+            if let Cpus::Set(_) = span.cpus() {
+                with_memory.remove(pages);
+            }
         }
     }
 
@@ -321,7 +438,40 @@ unsafe impl Backing for Mmap {
 }
 
 impl Mmap {
-    fn close_area(&self, area: CpuArea) {
-        self.close(area.address, area.bytes);
+    /// Whether the chunks beside one are reserved. Where no pages are shared it does not matter.
+    fn neighbours(&self, reserved: Option<&Numbers>, chunk: u32) -> Neighbours {
+        match reserved {
+            Some(reserved) => reserved.neighbours(&chunk_number(chunk)),
+            None => Neighbours {
+                before: Use::Used,
+                behind: Use::Used,
+            },
+        }
     }
 }
+
+fn chunk_number(chunk: u32) -> Range<usize> {
+    chunk as usize..chunk as usize + 1
+}
+
+impl CpuArea {
+    fn addresses(&self) -> Range<usize> {
+        self.address..self.address + self.bytes
+    }
+}
+
+/// Makes bytes zero; memory that is zero, and maybe has never been touched, is only read.
+///
+/// # Safety
+/// They are readable and writable, and nobody else uses them.
+unsafe fn make_zero(bytes: Range<usize>) {
+    let start = ptr::with_exposed_provenance_mut::<u8>(bytes.start);
+    // SAFETY: the promise of the caller.
+    let bytes = unsafe { core::slice::from_raw_parts_mut(start, bytes.len()) };
+    if bytes.iter().any(|byte| *byte != 0) {
+        bytes.fill(0);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use core::ops::Range;
 
 use parking_lot::Mutex;
 
-use super::mmap::{Mmap, Placement};
+use super::mmap::{Geometry, Mmap, Placement};
 use super::{Backing, BackingError, ChunkSpace, Context, CpuArea, PageSpan, Window};
 use crate::allocator::PerCpuAllocator;
 use crate::embed::{AreaRequest, EarlyMemory};
@@ -132,12 +132,12 @@ impl fmt::Debug for Sim {
 impl Sim {
     fn new(plan: &UnitPlan<'_>, chunks: u32, config: SimConfig) -> io::Result<Self> {
         let sizes = plan.sizes();
-        let stride_bytes = (chunks as usize)
+        let window_bytes = (chunks as usize)
             .checked_mul(sizes.unit_bytes())
             .and_then(|bytes| bytes.checked_next_multiple_of(sizes.area_align_bytes()))
             .ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self {
-            memory: Mmap::reserve(plan, stride_bytes, Placement::Any)?,
+            memory: Mmap::reserve(plan, Geometry::side_by_side(window_bytes), Placement::Any)?,
             config,
             state: Mutex::new(SimState {
                 fails: Box::new(|_| false),

@@ -18,8 +18,8 @@ pub enum AttachError {
         /// The version of the side that refuses.
         ours: u32,
     },
-    /// Host and module have been built for different distances between units.
-    Stride {
+    /// Host and module have been built for windows of different sizes.
+    Window {
         /// What the module's instructions count with, in bytes.
         module_bytes: usize,
         /// What the host has, in bytes.
@@ -53,12 +53,12 @@ impl fmt::Display for AttachError {
                 f,
                 "the other side's table of functions has version {theirs} or another length, ours has version {ours}"
             ),
-            Self::Stride {
+            Self::Window {
                 module_bytes,
                 host_bytes,
             } => write!(
                 f,
-                "the module wants units {module_bytes} bytes apart, the host's are {host_bytes}"
+                "the module wants windows of {module_bytes} bytes, the host's have {host_bytes}"
             ),
             Self::ReservedExhausted {
                 bytes,

@@ -17,7 +17,7 @@ use super::reply::{Reply, region_of_word};
 use super::table::{Extent, HostTable};
 use crate::allocator::Region;
 use crate::cpus::Units;
-use crate::global::{self, STRIDE_BYTES};
+use crate::global::{self, WINDOW_BYTES};
 use crate::request::{AllocError, CpuError, FreeError, FreeFlags, Request};
 use crate::static_var::Template;
 use crate::this_cpu::process::{self, Method};
@@ -153,10 +153,10 @@ unsafe fn attach_to(table: &'static HostTable, neutral: usize) -> Result<(), Att
         return Err(AttachError::AttachedElsewhere);
     }
     let has_rseq = table.rseq_offset != 0;
-    if has_rseq && table.stride_bytes != STRIDE_BYTES {
-        return Err(AttachError::Stride {
-            module_bytes: STRIDE_BYTES,
-            host_bytes: table.stride_bytes,
+    if has_rseq && table.window_bytes != WINDOW_BYTES {
+        return Err(AttachError::Window {
+            module_bytes: WINDOW_BYTES,
+            host_bytes: table.window_bytes,
         });
     }
     if has_rseq && !process::IS_UNLOADABLE && !stay_mapped() {
@@ -170,12 +170,12 @@ unsafe fn attach_to(table: &'static HostTable, neutral: usize) -> Result<(), Att
     Template::of_this_object().place_at(neutral);
     STATE.store(ATTACHED, Ordering::Release);
     // From here on operations may take the fast way.
-    process::adopt(table.rseq_offset);
+    process::adopt(table.rseq_offset, table.stride_bytes);
     Ok(())
 }
 
 pub(super) extern "C" fn detach() {
-    process::adopt(0);
+    process::adopt(0, 0);
     STATE.store(DETACHED, Ordering::Release);
     global::use_units(None);
     Template::displace();

@@ -16,7 +16,7 @@ use super::table::{ABI_VERSION, Extent, HostTable, ModuleTable};
 use super::{Placement, is_module};
 use crate::alloc_api::{Domain, Global};
 use crate::allocator::Region;
-use crate::global::STRIDE_BYTES;
+use crate::global::WINDOW_BYTES;
 use crate::request::{AllocError, AllocFlags, CpuError, FreeFlags, Request};
 use crate::this_cpu::process;
 use crate::unit::CpuId;
@@ -228,7 +228,8 @@ fn host_table() -> &'static HostTable {
     TABLE.get_or_init(|| HostTable {
         abi: ABI_VERSION,
         table_bytes: size_of::<HostTable>() as u32,
-        stride_bytes: STRIDE_BYTES,
+        window_bytes: WINDOW_BYTES,
+        stride_bytes: process::stride_bytes(),
         rseq_offset: process::rseq_area(),
         units: Global::units().tables(),
         allocate,

@@ -163,7 +163,7 @@ impl Answer for AttachError {
     fn encode(self) -> (u32, [usize; 2]) {
         match self {
             Self::Abi { theirs, ours } => (1, [theirs as usize, ours as usize]),
-            Self::Stride {
+            Self::Window {
                 module_bytes,
                 host_bytes,
             } => (2, [module_bytes, host_bytes]),
@@ -181,7 +181,7 @@ impl Answer for AttachError {
                 theirs: first as u32,
                 ours: second as u32,
             },
-            2 => Self::Stride {
+            2 => Self::Window {
                 module_bytes: first,
                 host_bytes: second,
             },
@@ -283,7 +283,7 @@ mod tests {
 
         assert_round_trip(&[
             AttachError::Abi { theirs: 7, ours: 1 },
-            AttachError::Stride {
+            AttachError::Window {
                 module_bytes: 1 << 30,
                 host_bytes: 1 << 24,
             },

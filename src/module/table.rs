@@ -12,7 +12,7 @@ use super::reply::Reply;
 use crate::cpus::UnitTables;
 
 /// The version of the tables that this build of the crate has.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The room that a module's variables take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,10 @@ impl fmt::Debug for ModuleTable {
 pub(super) struct HostTable {
     pub(super) abi: u32,
     pub(super) table_bytes: u32,
-    /// From one unit to the next as the instructions have it, where the operations are restartable sequences.
+    /// From a neutral address to the copy in unit 0, as the instructions have it, where the operations are restartable
+    /// sequences.
+    pub(super) window_bytes: usize,
+    /// From one unit to the next, where the operations are restartable sequences.
     pub(super) stride_bytes: usize,
     /// Where a thread's rseq area lies from its thread pointer on; 0 if the operations are LOCKed steps.
     pub(super) rseq_offset: isize,

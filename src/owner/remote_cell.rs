@@ -2,7 +2,9 @@
 //!
 //! A dynamic variable's copy is zero on a CPU that is not materialised: that is known without touching it, which
 //! would take page tables from the system and, while the CPU is being brought up, could read what is not zeroed yet. A
-//! static variable's copy is the initial value there, and is read.
+//! static variable's copy is the initial value there; where looking would take memory, that of one such CPU goes for all.
+
+use core::sync::atomic::{Ordering, fence};
 
 use crate::alloc_api::{Domain, Handle, per_cpu_ptr};
 use crate::allocator::Region;
@@ -48,15 +50,29 @@ pub trait RemoteCell<T: Scalar>: Live<Target = CpuCell<T>> {
         Ok(unsafe { copy.as_ref() }.read_remote())
     }
 
-    /// The values on all CPUs that may have another than the initial one.
+    /// The values on all CPUs that may have another than zero.
     fn values(&self) -> impl Iterator<Item = (CpuId, T)> {
         let units = <Self::Domain as Domain>::units();
         let cpus = match region_of(self) {
             Region::Dynamic => units.materialised(),
             Region::Static | Region::Reserved => units.possible(),
         };
-        cpus.iter()
-            .filter_map(|cpu| Some((cpu, self.read_on(cpu).ok()?)))
+        let mut initial = None;
+        cpus.iter().filter_map(move |cpu| {
+            if units.materialised().contains(cpu) || !units.comes_with_touch {
+                return Some((cpu, self.read_on(cpu).ok()?));
+            }
+            if let Some(value) = initial {
+                return Some((cpu, value));
+            }
+            let value = self.read_on(cpu).ok()?;
+            fence(Ordering::Acquire);
+            if !units.materialised().contains(cpu) {
+                // It has not come meanwhile, so nothing was ever written there.
+                initial = Some(value);
+            }
+            Some((cpu, value))
+        })
     }
 
     /// The sum over all possible CPUs, wrapping at the width of the cell. It is right even if each CPU's own value has

@@ -40,15 +40,19 @@ mod rseq {
         }
     }
 
-    pub(super) fn detect() -> bool {
+    pub(super) fn detect(_stride_bytes: usize) -> bool {
         false
+    }
+
+    pub(super) fn stride_bytes() -> usize {
+        0
     }
 
     pub(super) fn offset() -> isize {
         0
     }
 
-    pub(super) fn adopt(_offset: isize) {}
+    pub(super) fn adopt(_offset: isize, _stride_bytes: usize) {}
 
     pub(super) fn raise_high_water(_cpu: u32) {}
 
@@ -508,15 +512,20 @@ pub(crate) fn rseq_area() -> isize {
     }
 }
 
-/// Does the operations as another copy of this crate in the process does them, given its [`rseq_area`]; all of them the slow
-/// way if that is 0.
-pub(crate) fn adopt(rseq_area: isize) {
-    rseq::adopt(rseq_area);
+/// From one CPU's copies to the next one's, in bytes; 0 if operations are LOCKed steps.
+pub(crate) fn stride_bytes() -> usize {
+    rseq::stride_bytes()
 }
 
-/// Finds out how operations are done. To be called once, before any operation.
-pub(crate) fn detect() -> Method {
-    if rseq::detect() {
+/// Does the operations as another copy of this crate in the process does them, given its [`rseq_area`] and
+/// [`stride_bytes`]; all of them the slow way if the first is 0.
+pub(crate) fn adopt(rseq_area: isize, stride_bytes: usize) {
+    rseq::adopt(rseq_area, stride_bytes);
+}
+
+/// Finds out how operations are done on units that are `stride_bytes` apart. To be called once, before any operation.
+pub(crate) fn detect(stride_bytes: usize) -> Method {
+    if rseq::detect(stride_bytes) {
         Method::RestartableSequences
     } else {
         Method::Locked

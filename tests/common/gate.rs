@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pcpu::PerCpuAllocator;
 use pcpu::allocator::Policy;
-use pcpu::backing::mmap::{Mmap, Placement};
+use pcpu::backing::mmap::{Geometry, Mmap, Placement};
 use pcpu::backing::{Backing, BackingError, ChunkSpace, Context, PageSpan, Window};
 use pcpu::cpus::Cpus;
 use pcpu::embed;
@@ -61,8 +61,8 @@ pub fn gated_machine(cpus: u32, online: u32) -> Gated {
     let topology = EvenNodes::new(cpus, 1).unwrap();
     let (mut words, mut offsets) = (vec![0; storage_words(cpus)], vec![0; cpus as usize]);
     let plan = UnitPlan::embed(&spec, &topology, &mut words).unwrap();
-    let stride_bytes = 64 * plan.sizes().unit_bytes();
-    let mut memory = Mmap::reserve(&plan, stride_bytes, Placement::Any).unwrap();
+    let geometry = Geometry::pages(64 * plan.sizes().unit_bytes());
+    let mut memory = Mmap::reserve(&plan, geometry, Placement::Any).unwrap();
     let template = Template {
         bytes: &[],
         base: memory.neutral_base(),

@@ -6,6 +6,9 @@
 
 #![cfg(target_os = "linux")]
 
+// A library of the tests has a page-aligned variable.
+pcpu::page_geometry!();
+
 mod alone;
 mod counting;
 mod lives;

@@ -91,7 +91,8 @@ fn build(cpus: u32) -> Result<&'static GlobalAllocator, Box<dyn Error>> {
     let mut words = vec![0; storage_words(cpus)];
     let mut offsets = vec![0; cpus as usize];
     let plan = UnitPlan::embed(&spec, &topology, &mut words)?;
-    let mut memory = Mmap::reserve(&plan, stride_bytes(model), Placement::Any)?;
+    let geometry = model.backing().geometry();
+    let mut memory = Mmap::reserve(&plan, geometry, Placement::Any)?;
     let template = Template {
         bytes: &[],
         base: memory.neutral_base(),

@@ -11,8 +11,8 @@
 //! 3: mov   t, fs:[rseq + cpu_id]
 //!    cmp   t, high water                 also stops the ids -1 and -2 of threads that are not registered
 //!    jae   slow
-//!    imul  t, t, STRIDE
-//!    add   [at + t + STRIDE], value      the commit; unit 0 lies a stride above the neutral window
+//!    imul  t, stride
+//!    add   [at + t + WINDOW], value      the commit; unit 0 lies a window above the neutral one
 //! 4:
 //! ```
 //!
@@ -21,21 +21,24 @@
 
 use core::arch::asm;
 use core::mem::size_of;
-use core::sync::atomic::{AtomicIsize, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicUsize, Ordering};
 
-use crate::global::STRIDE_BYTES;
+use crate::global::WINDOW_BYTES;
 use crate::this_cpu::{Change, Word};
 
 /// Where a thread's rseq area lies, from its thread pointer on; 0: restartable sequences are not used.
 static RSEQ_OFFSET: AtomicIsize = AtomicIsize::new(0);
 
+/// From one CPU's copies to the next one's, in bytes; known before the offset is.
+static STRIDE: AtomicUsize = AtomicUsize::new(0);
+
 /// CPUs below have memory for their copies. 0 as long as nothing is set up, and where restartable sequences are not
 /// used: then every operation takes the slow way.
 static HIGH_WATER: AtomicU32 = AtomicU32::new(0);
 
-/// Starts to use restartable sequences, if glibc has registered the calling thread. To be called once, before any
-/// operation.
-pub(super) fn detect() -> bool {
+/// Starts to use restartable sequences, for units that are `stride_bytes` apart, if glibc has registered the calling
+/// thread. To be called once, before any operation.
+pub(super) fn detect(stride_bytes: usize) -> bool {
     // The rseq area as Linux 4.18 has it; what follows are extensions.
     const AREA_BYTES: u32 = 20;
     // SAFETY: dlsym looks the name up and changes nothing.
@@ -58,9 +61,14 @@ pub(super) fn detect() -> bool {
     // Negative: not registered, or the kernel refused.
     let is_registered = (cpu as i32) >= 0;
     if is_registered {
-        RSEQ_OFFSET.store(offset, Ordering::Relaxed);
+        adopt(offset, stride_bytes);
     }
     is_registered
+}
+
+/// From one CPU's copies to the next one's, in bytes; 0 if restartable sequences are not used.
+pub(super) fn stride_bytes() -> usize {
+    STRIDE.load(Ordering::Relaxed)
 }
 
 /// Where threads' rseq areas lie, from their thread pointers on; 0 if restartable sequences are not used.
@@ -70,8 +78,9 @@ pub(super) fn offset() -> isize {
 
 /// Starts to use restartable sequences as another copy of this crate in the process has found them, or stops to use them
 /// if `offset` is 0. No CPU has memory at first.
-pub(super) fn adopt(offset: isize) {
+pub(super) fn adopt(offset: isize, stride_bytes: usize) {
     HIGH_WATER.store(0, Ordering::Release);
+    STRIDE.store(stride_bytes, Ordering::Release);
     RSEQ_OFFSET.store(offset, Ordering::Release);
 }
 
@@ -100,39 +109,55 @@ pub(super) fn current_cpu() -> Option<u32> {
 pub(super) struct Way {
     /// Where the thread's rseq area lies, from its thread pointer on; 0: the slow way must be taken.
     rseq: isize,
+    /// From one CPU's copies to the next one's.
+    stride_bytes: usize,
     /// CPUs below have memory. An earlier number than the present one takes the slow way more often than need be.
     high_water: u32,
 }
 
 impl Way {
-    /// The way as it was when the caller, or the loop that it is in, began: both numbers stay in registers over a loop.
+    /// The way as it was when the caller, or the loop that it is in, began: all numbers stay in registers over a loop.
     #[inline(always)]
     pub(super) fn known() -> Self {
-        let (rseq, high_water);
-        // SAFETY: reads statics of ours, PC relative: no entry of the GOT is read. The offset changes once, from 0, before any
-        // handle exists that an operation could use, and the high water only rises; so the compiler may keep an earlier
-        // answer.
+        let (rseq, stride_bytes, high_water);
+        // SAFETY: reads statics of ours, PC relative: no entry of the GOT is read. The offset and the stride change once, from
+        // 0, before any handle exists that an operation could use, and the high water only rises; so the compiler may keep
+        // an earlier answer. The high water is read first: if it is not 0 the others are known.
         unsafe {
-            asm!("mov {rseq}, qword ptr [rip + {symbol}]", rseq = out(reg) rseq, symbol = sym RSEQ_OFFSET,
-                options(pure, nomem, nostack, preserves_flags));
-            asm!("mov {high:e}, dword ptr [rip + {symbol}]", high = out(reg) high_water, symbol = sym HIGH_WATER,
-                options(pure, nomem, nostack, preserves_flags));
+            asm!(
+                "mov {high:e}, dword ptr [rip + {high_water}]",
+                "mov {rseq}, qword ptr [rip + {rseq_offset}]",
+                "mov {stride}, qword ptr [rip + {stride_bytes}]",
+                high = out(reg) high_water,
+                rseq = out(reg) rseq,
+                stride = out(reg) stride_bytes,
+                high_water = sym HIGH_WATER,
+                rseq_offset = sym RSEQ_OFFSET,
+                stride_bytes = sym STRIDE,
+                options(pure, nomem, nostack, preserves_flags)
+            );
         }
-        Self { rseq, high_water }
+        Self {
+            rseq,
+            stride_bytes,
+            high_water,
+        }
     }
 
     /// The way as it is now.
     pub(super) fn now() -> Self {
+        let high_water = HIGH_WATER.load(Ordering::Acquire);
         Self {
-            rseq: RSEQ_OFFSET.load(Ordering::Relaxed),
-            high_water: HIGH_WATER.load(Ordering::Relaxed),
+            rseq: RSEQ_OFFSET.load(Ordering::Acquire),
+            stride_bytes: STRIDE.load(Ordering::Acquire),
+            high_water,
         }
     }
 
-    /// Where the thread's rseq area lies and how many CPUs have memory; `None` if the slow way must be taken.
+    /// The way, or `None` if the slow one must be taken.
     #[inline(always)]
-    fn parts(self) -> Option<(isize, u32)> {
-        (self.rseq != 0).then_some((self.rseq, self.high_water))
+    fn open(self) -> Option<Self> {
+        (self.rseq != 0).then_some(self)
     }
 }
 
@@ -167,7 +192,7 @@ fn leave(rseq: isize) {
 /// A critical section: `$body` up to its last instruction, which commits; `$slow` is where it goes if the CPU is none
 /// that has memory.
 macro_rules! section {
-    ([$slow:literal $(, $way_out:literal)*], [$($body:expr),+ $(,)?], $($operands:tt)*) => {
+    ($way:ident, [$slow:literal $(, $way_out:literal)*], [$($body:expr),+ $(,)?], $($operands:tt)*) => {
         asm!(
             ".pushsection pcpu_rseq_cs, \"aw\", @progbits",
             ".balign 32",
@@ -183,7 +208,7 @@ macro_rules! section {
             "mov {t:e}, dword ptr fs:[{rseq} + 4]",
             "cmp {t:e}, {high:e}",
             concat!("jae ", $slow),
-            "imul {t}, {t}, {stride}",
+            "imul {t}, {stride}",
             $($body,)+
             "4:",
             leave!(),
@@ -196,7 +221,10 @@ macro_rules! section {
             $($way_out,)*
             ".popsection",
             t = out(reg) _,
-            stride = const STRIDE_BYTES,
+            rseq = in(reg) $way.rseq,
+            high = in(reg) $way.high_water,
+            stride = in(reg) $way.stride_bytes,
+            unit_0 = const WINDOW_BYTES,
             $($operands)*
         )
     };
@@ -204,25 +232,25 @@ macro_rules! section {
 
 /// A section that ends with one instruction between the copy and `value`.
 macro_rules! store {
-    ($class:ident, $size:literal, $modifier:literal, $operation:literal, $rseq:ident, $high:ident, $at:ident, $value:ident) => {
+    ($class:ident, $size:literal, $modifier:literal, $operation:literal, $way:ident, $at:ident, $value:ident) => {
         // SAFETY: `at` is a word's neutral address (promise of the caller), so the CPU's copy lies where the section
         // computes it, and has memory: its CPU is below the high water.
         unsafe {
-            section!(["{slow}"],
-                [concat!($operation, " ", $size, " ptr [{at} + {t} + {stride}], {value", $modifier, "}")],
-                rseq = in(reg) $rseq, high = in(reg) $high, at = in(reg) $at, value = in($class) $value,
-                slow = label { leave($rseq); return false }, options(nostack))
+            section!($way, ["{slow}"],
+                [concat!($operation, " ", $size, " ptr [{at} + {t} + {unit_0}], {value", $modifier, "}")],
+                at = in(reg) $at, value = in($class) $value,
+                slow = label { leave($way.rseq); return false }, options(nostack))
         }
     };
 }
 
 /// A section with results: `is_open` becomes 0 where the CPU has no memory.
 macro_rules! commit {
-    ($rseq:ident, $high:ident, $at:ident, $is_open:ident, [$($body:expr),+], $($operands:tt)*) => {
+    ($way:ident, $at:ident, $is_open:ident, [$($body:expr),+], $($operands:tt)*) => {
         // SAFETY: as in `store`.
         unsafe {
-            section!(["6f", "6:", "xor {is_open:e}, {is_open:e}", "jmp 4b"], [$($body),+],
-                rseq = in(reg) $rseq, high = in(reg) $high, at = in(reg) $at, is_open = inout(reg) $is_open,
+            section!($way, ["6f", "6:", "xor {is_open:e}, {is_open:e}", "jmp 4b"], [$($body),+],
+                at = in(reg) $at, is_open = inout(reg) $is_open,
                 $($operands)* options(nostack))
         }
     };
@@ -230,13 +258,13 @@ macro_rules! commit {
 
 /// A section that stores the copy combined with `value` and results in what it was.
 macro_rules! combine {
-    ($class:ident, $size:literal, $modifier:literal, $operation:literal, $rseq:ident, $high:ident, $at:ident, $is_open:ident,
+    ($class:ident, $size:literal, $modifier:literal, $operation:literal, $way:ident, $at:ident, $is_open:ident,
         $value:ident, $before:ident) => {
-        commit!($rseq, $high, $at, $is_open, [
-            concat!("mov {before", $modifier, "}, ", $size, " ptr [{at} + {t} + {stride}]"),
+        commit!($way, $at, $is_open, [
+            concat!("mov {before", $modifier, "}, ", $size, " ptr [{at} + {t} + {unit_0}]"),
             concat!("mov {after", $modifier, "}, {before", $modifier, "}"),
             concat!($operation, " {after", $modifier, "}, {value", $modifier, "}"),
-            concat!("mov ", $size, " ptr [{at} + {t} + {stride}], {after", $modifier, "}")
+            concat!("mov ", $size, " ptr [{at} + {t} + {unit_0}], {after", $modifier, "}")
         ], before = out($class) $before, after = out($class) _, value = in($class) $value,)
     };
 }
@@ -255,15 +283,15 @@ macro_rules! width {
         /// As `LocalOps::change`.
         #[inline(always)]
         unsafe fn $change(way: Way, at: usize, change: Change<$word>) -> bool {
-            let Some((rseq, high)) = way.parts() else {
+            let Some(way) = way.open() else {
                 return false;
             };
             match change {
-                Change::Set(value) => store!($class, $size, $modifier, "mov", rseq, high, at, value),
-                Change::Add(value) => store!($class, $size, $modifier, "add", rseq, high, at, value),
-                Change::And(value) => store!($class, $size, $modifier, "and", rseq, high, at, value),
-                Change::Or(value) => store!($class, $size, $modifier, "or", rseq, high, at, value),
-                Change::Xor(value) => store!($class, $size, $modifier, "xor", rseq, high, at, value),
+                Change::Set(value) => store!($class, $size, $modifier, "mov", way, at, value),
+                Change::Add(value) => store!($class, $size, $modifier, "add", way, at, value),
+                Change::And(value) => store!($class, $size, $modifier, "and", way, at, value),
+                Change::Or(value) => store!($class, $size, $modifier, "or", way, at, value),
+                Change::Xor(value) => store!($class, $size, $modifier, "xor", way, at, value),
                 // SAFETY: the promise of the caller.
                 Change::Replace(..) => return unsafe { $fetch(way, at, change) }.is_some(),
             }
@@ -274,31 +302,31 @@ macro_rules! width {
         /// As `LocalOps::fetch`.
         #[inline(always)]
         unsafe fn $fetch(way: Way, at: usize, change: Change<$word>) -> Option<$word> {
-            let (rseq, high) = way.parts()?;
+            let way = way.open()?;
             let mut is_open = 1_u32;
             let before: $word;
             match change {
-                Change::Set(value) => commit!(rseq, high, at, is_open, [
-                    concat!("mov {before", $modifier, "}, ", $size, " ptr [{at} + {t} + {stride}]"),
-                    concat!("mov ", $size, " ptr [{at} + {t} + {stride}], {value", $modifier, "}")
+                Change::Set(value) => commit!(way, at, is_open, [
+                    concat!("mov {before", $modifier, "}, ", $size, " ptr [{at} + {t} + {unit_0}]"),
+                    concat!("mov ", $size, " ptr [{at} + {t} + {unit_0}], {value", $modifier, "}")
                 ], before = out($class) before, value = in($class) value,),
-                Change::Add(value) => commit!(rseq, high, at, is_open, [
-                    concat!("xadd ", $size, " ptr [{at} + {t} + {stride}], {before", $modifier, "}")
+                Change::Add(value) => commit!(way, at, is_open, [
+                    concat!("xadd ", $size, " ptr [{at} + {t} + {unit_0}], {before", $modifier, "}")
                 ], before = inout($class) value => before,),
                 Change::And(value) => {
-                    combine!($class, $size, $modifier, "and", rseq, high, at, is_open, value, before)
+                    combine!($class, $size, $modifier, "and", way, at, is_open, value, before)
                 }
                 Change::Or(value) => {
-                    combine!($class, $size, $modifier, "or", rseq, high, at, is_open, value, before)
+                    combine!($class, $size, $modifier, "or", way, at, is_open, value, before)
                 }
                 Change::Xor(value) => {
-                    combine!($class, $size, $modifier, "xor", rseq, high, at, is_open, value, before)
+                    combine!($class, $size, $modifier, "xor", way, at, is_open, value, before)
                 }
-                Change::Replace(old, new) => commit!(rseq, high, at, is_open, [
-                    concat!("mov {before", $modifier, "}, ", $size, " ptr [{at} + {t} + {stride}]"),
+                Change::Replace(old, new) => commit!(way, at, is_open, [
+                    concat!("mov {before", $modifier, "}, ", $size, " ptr [{at} + {t} + {unit_0}]"),
                     concat!("cmp {before", $modifier, "}, {old", $modifier, "}"),
                     "jne 4f",
-                    concat!("mov ", $size, " ptr [{at} + {t} + {stride}], {new", $modifier, "}")
+                    concat!("mov ", $size, " ptr [{at} + {t} + {unit_0}], {new", $modifier, "}")
                 ], before = out($class) before, old = in($class) old, new = in($class) new,),
             }
             (is_open != 0).then_some(before)
@@ -308,7 +336,7 @@ macro_rules! width {
         /// As `LocalOps::read`.
         #[inline(always)]
         unsafe fn $read(way: Way, at: usize) -> Option<$word> {
-            let (rseq, high) = way.parts()?;
+            let way = way.open()?;
             let mut is_open = 1_u32;
             let value: $word;
             // SAFETY: as in `store`. There is nothing to commit: a value of the CPU that the thread was on is all that can
@@ -318,8 +346,8 @@ macro_rules! width {
                     "mov {t:e}, dword ptr fs:[{rseq} + 4]",
                     "cmp {t:e}, {high:e}",
                     "jae 6f",
-                    "imul {t}, {t}, {stride}",
-                    concat!("mov {value", $modifier, "}, ", $size, " ptr [{at} + {t} + {stride}]"),
+                    "imul {t}, {stride}",
+                    concat!("mov {value", $modifier, "}, ", $size, " ptr [{at} + {t} + {unit_0}]"),
                     "4:",
                     ".pushsection pcpu_rseq_abort, \"ax\", @progbits",
                     "6:",
@@ -327,9 +355,10 @@ macro_rules! width {
                     "jmp 4b",
                     ".popsection",
                     t = out(reg) _,
-                    high = in(reg) high,
-                    stride = const STRIDE_BYTES,
-                    rseq = in(reg) rseq,
+                    rseq = in(reg) way.rseq,
+                    high = in(reg) way.high_water,
+                    stride = in(reg) way.stride_bytes,
+                    unit_0 = const WINDOW_BYTES,
                     at = in(reg) at,
                     is_open = inout(reg) is_open,
                     value = out($class) value,

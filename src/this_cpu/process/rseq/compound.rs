@@ -6,7 +6,7 @@ use core::arch::x86_64::{__m128i, _mm_set_epi64x};
 
 use super::super::Outcome;
 use super::{Way, leave};
-use crate::global::STRIDE_BYTES;
+use crate::global::WINDOW_BYTES;
 use crate::this_cpu::Pair;
 use crate::this_cpu::buffer::DATA_OFFSET_BYTES;
 
@@ -17,12 +17,12 @@ use crate::this_cpu::buffer::DATA_OFFSET_BYTES;
 /// As [`LocalOps::read_pair`](crate::this_cpu::LocalOps::read_pair).
 #[inline(always)]
 pub(in super::super) unsafe fn read_pair(way: Way, at: usize) -> Option<Pair> {
-    let (rseq, high) = way.parts()?;
+    let way = way.open()?;
     let (mut is_open, first, second) = (1_u32, 0_u64, 0_u64);
     let (first_found, second_found): (u64, u64);
-    commit!(rseq, high, at, is_open, [
-        "mov {first}, qword ptr [{at} + {t} + {stride}]",
-        "mov {second}, qword ptr [{at} + {t} + {stride} + 8]"
+    commit!(way, at, is_open, [
+        "mov {first}, qword ptr [{at} + {t} + {unit_0}]",
+        "mov {second}, qword ptr [{at} + {t} + {unit_0} + 8]"
     ], first = inout(reg) first => first_found, second = inout(reg) second => second_found,);
     (is_open != 0).then_some([first_found, second_found])
 }
@@ -39,19 +39,19 @@ pub(in super::super) unsafe fn replace_pair(
     old: Pair,
     new: Pair,
 ) -> Option<Pair> {
-    let (rseq, high) = way.parts()?;
+    let way = way.open()?;
     // SAFETY: every x86_64 has these registers.
     let new: __m128i = unsafe { _mm_set_epi64x(new[1] as i64, new[0] as i64) };
     let mut is_open = 1_u32;
     let (first, second): (u64, u64);
-    commit!(rseq, high, at, is_open, [
-        "mov {first}, qword ptr [{at} + {t} + {stride}]",
-        "mov {second}, qword ptr [{at} + {t} + {stride} + 8]",
+    commit!(way, at, is_open, [
+        "mov {first}, qword ptr [{at} + {t} + {unit_0}]",
+        "mov {second}, qword ptr [{at} + {t} + {unit_0} + 8]",
         "cmp {first}, {old_first}",
         "jne 4f",
         "cmp {second}, {old_second}",
         "jne 4f",
-        "movdqa xmmword ptr [{at} + {t} + {stride}], {new}"
+        "movdqa xmmword ptr [{at} + {t} + {unit_0}], {new}"
     ], first = out(reg) first, second = out(reg) second, old_first = in(reg) old[0],
         old_second = in(reg) old[1], new = in(xmm_reg) new,);
     (is_open != 0).then_some([first, second])
@@ -64,19 +64,19 @@ pub(in super::super) unsafe fn replace_pair(
 /// As [`LocalOps::push`](crate::this_cpu::LocalOps::push).
 #[inline(always)]
 pub(in super::super) unsafe fn push(way: Way, at: usize, link: *mut usize) -> bool {
-    let Some((rseq, high)) = way.parts() else {
+    let Some(way) = way.open() else {
         return false;
     };
     let link = link.expose_provenance();
     // SAFETY: as in `store`; the link is the caller's until the commit.
     unsafe {
-        section!(["{slow}"], [
-                "mov {next}, qword ptr [{at} + {t} + {stride}]",
+        section!(way, ["{slow}"], [
+                "mov {next}, qword ptr [{at} + {t} + {unit_0}]",
                 "mov qword ptr [{link}], {next}",
-                "mov qword ptr [{at} + {t} + {stride}], {link}",
+                "mov qword ptr [{at} + {t} + {unit_0}], {link}",
             ],
-            rseq = in(reg) rseq, high = in(reg) high, at = in(reg) at, link = in(reg) link, next = out(reg) _,
-            slow = label { leave(rseq); return false }, options(nostack));
+            at = in(reg) at, link = in(reg) link, next = out(reg) _,
+            slow = label { leave(way.rseq); return false }, options(nostack));
     }
     true
 }
@@ -88,16 +88,16 @@ pub(in super::super) unsafe fn push(way: Way, at: usize, link: *mut usize) -> bo
 /// As [`LocalOps::pop`](crate::this_cpu::LocalOps::pop).
 #[inline(always)]
 pub(in super::super) unsafe fn pop(way: Way, at: usize) -> Option<*mut usize> {
-    let (rseq, high) = way.parts()?;
+    let way = way.open()?;
     let mut is_open = 1_u32;
     let first: usize;
     // The first node is on the stack while its link is read: who takes it runs on this CPU, and the section begins anew.
-    commit!(rseq, high, at, is_open, [
-        "mov {first}, qword ptr [{at} + {t} + {stride}]",
+    commit!(way, at, is_open, [
+        "mov {first}, qword ptr [{at} + {t} + {unit_0}]",
         "test {first}, {first}",
         "jz 4f",
         "mov {next}, qword ptr [{first}]",
-        "mov qword ptr [{at} + {t} + {stride}], {next}"
+        "mov qword ptr [{at} + {t} + {unit_0}], {next}"
     ], first = out(reg) first, next = out(reg) _,);
     (is_open != 0).then(|| core::ptr::with_exposed_provenance_mut(first))
 }
@@ -114,13 +114,13 @@ pub(in super::super) unsafe fn append(
     bytes: usize,
     capacity_bytes: usize,
 ) -> Outcome {
-    let Some((rseq, high)) = way.parts() else {
+    let Some(way) = way.open() else {
         return Outcome::NoMemory;
     };
     // SAFETY: as in `store`; what is written before the commit lies above the bytes in use, within the buffer.
     unsafe {
-        section!(["{slow}"], [
-                "lea {t}, [{at} + {t} + {stride}]",
+        section!(way, ["{slow}"], [
+                "lea {t}, [{at} + {t} + {unit_0}]",
                 "mov {end}, qword ptr [{t}]",
                 "lea {to}, [{t} + {end} + {data}]",
                 "add {end}, {bytes}",
@@ -146,11 +146,11 @@ pub(in super::super) unsafe fn append(
                 "7:",
                 "mov qword ptr [{t}], {end}",
             ],
-            rseq = in(reg) rseq, high = in(reg) high, at = in(reg) at, source = in(reg) source, bytes = in(reg) bytes,
+            at = in(reg) at, source = in(reg) source, bytes = in(reg) bytes,
             capacity = in(reg) capacity_bytes, data = const DATA_OFFSET_BYTES,
             end = out(reg) _, to = out(reg) _, done = out(reg) _, word = out(reg) _,
-            slow = label { leave(rseq); return Outcome::NoMemory },
-            refused = label { leave(rseq); return Outcome::Refused },
+            slow = label { leave(way.rseq); return Outcome::NoMemory },
+            refused = label { leave(way.rseq); return Outcome::Refused },
             options(nostack));
     }
     Outcome::Done
@@ -163,11 +163,11 @@ pub(in super::super) unsafe fn append(
 /// As [`LocalOps::take`](crate::this_cpu::LocalOps::take).
 #[inline(always)]
 pub(in super::super) unsafe fn take(way: Way, at: usize, out: *mut u8) -> Option<usize> {
-    let (rseq, high) = way.parts()?;
+    let way = way.open()?;
     let mut is_open = 1_u32;
     let used_bytes: usize;
-    commit!(rseq, high, at, is_open, [
-        "lea {t}, [{at} + {t} + {stride}]",
+    commit!(way, at, is_open, [
+        "lea {t}, [{at} + {t} + {unit_0}]",
         "mov {used}, qword ptr [{t}]",
         "xor {done:e}, {done:e}",
         "8:",

@@ -5,7 +5,7 @@ use core::sync::atomic::AtomicU32;
 
 use super::super::Outcome;
 use super::{Way, leave};
-use crate::global::STRIDE_BYTES;
+use crate::global::WINDOW_BYTES;
 
 /// Adds to the current CPU's copy, a signed number, if that leaves it at `bound` or less from 0.
 ///
@@ -13,7 +13,7 @@ use crate::global::STRIDE_BYTES;
 /// As [`LocalOps::change`](crate::this_cpu::LocalOps::change).
 #[inline(always)]
 pub(in super::super) unsafe fn add_within(way: Way, at: usize, value: u64, bound: u64) -> Outcome {
-    let Some((rseq, high)) = way.parts() else {
+    let Some(way) = way.open() else {
         return Outcome::NoMemory;
     };
     // -bound <= sum <= bound, as one unsigned comparison.
@@ -21,18 +21,18 @@ pub(in super::super) unsafe fn add_within(way: Way, at: usize, value: u64, bound
     let shifted_limit = bound.wrapping_mul(2);
     // SAFETY: as in `store`.
     unsafe {
-        section!(["{slow}"], [
-                "mov {shifted_sum}, qword ptr [{at} + {t} + {stride}]",
+        section!(way, ["{slow}"], [
+                "mov {shifted_sum}, qword ptr [{at} + {t} + {unit_0}]",
                 "add {shifted_sum}, {shifted_value}",
                 "cmp {shifted_sum}, {shifted_limit}",
                 "ja {refused}",
-                "add qword ptr [{at} + {t} + {stride}], {value}",
+                "add qword ptr [{at} + {t} + {unit_0}], {value}",
             ],
-            rseq = in(reg) rseq, high = in(reg) high, at = in(reg) at, value = in(reg) value,
+            at = in(reg) at, value = in(reg) value,
             shifted_value = in(reg) shifted_value, shifted_limit = in(reg) shifted_limit,
             shifted_sum = out(reg) _,
-            slow = label { leave(rseq); return Outcome::NoMemory },
-            refused = label { leave(rseq); return Outcome::Refused },
+            slow = label { leave(way.rseq); return Outcome::NoMemory },
+            refused = label { leave(way.rseq); return Outcome::Refused },
             options(nostack));
     }
     Outcome::Done
@@ -49,19 +49,19 @@ pub(in super::super) unsafe fn add_gated(
     value: u64,
     gate: &AtomicU32,
 ) -> Outcome {
-    let Some((rseq, high)) = way.parts() else {
+    let Some(way) = way.open() else {
         return Outcome::NoMemory;
     };
     // SAFETY: as in `store`; the gate is a live word, read in one piece.
     unsafe {
-        section!(["{slow}"], [
+        section!(way, ["{slow}"], [
                 "cmp dword ptr [{gate}], 0",
                 "jne {refused}",
-                "add qword ptr [{at} + {t} + {stride}], {value}",
+                "add qword ptr [{at} + {t} + {unit_0}], {value}",
             ],
-            rseq = in(reg) rseq, high = in(reg) high, at = in(reg) at, value = in(reg) value, gate = in(reg) gate.as_ptr(),
-            slow = label { leave(rseq); return Outcome::NoMemory },
-            refused = label { leave(rseq); return Outcome::Refused },
+            at = in(reg) at, value = in(reg) value, gate = in(reg) gate.as_ptr(),
+            slow = label { leave(way.rseq); return Outcome::NoMemory },
+            refused = label { leave(way.rseq); return Outcome::Refused },
             options(nostack));
     }
     Outcome::Done
@@ -73,11 +73,11 @@ pub(in super::super) unsafe fn add_gated(
 /// As `ProcessOps::acquire`.
 #[inline(always)]
 pub(in super::super) unsafe fn acquire(way: Way, at: usize, owner: u64) -> Option<(*mut u64, u64)> {
-    let (rseq, high) = way.parts()?;
+    let way = way.open()?;
     let mut is_open = 1_u32;
     let (copy, found): (usize, u64);
-    commit!(rseq, high, at, is_open, [
-        "lea {copy}, [{at} + {t} + {stride}]",
+    commit!(way, at, is_open, [
+        "lea {copy}, [{at} + {t} + {unit_0}]",
         "mov {found:e}, 1",
         "cmp dword ptr [{copy} + 8], 0",
         "jne 4f",
