@@ -7,18 +7,20 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use pcpu::{
     AllocFlags, Counter, CpuCell, LocalCell, PerCpu, alloc_percpu_in, alloc_percpu_with,
-    free_percpu,
+    define_per_cpu_in, free_percpu,
 };
 
 use crate::percpu::Kernel;
-use crate::percpu::gs::PerCpuVar;
-use crate::{println, this_cpu_inc, this_cpu_read};
+use crate::println;
 
 /// How often an operation is repeated; the compiler unrolls so short a loop.
 const REPEATS: u64 = 8;
 
-#[unsafe(link_section = ".data..percpu")]
-static NUMBER: PerCpuVar<u64> = PerCpuVar::new(0);
+define_per_cpu_in! {
+    in Kernel;
+
+    static NUMBER: CpuCell<u64> = CpuCell::new(0);
+}
 
 static SHARED: AtomicU64 = AtomicU64::new(0);
 
@@ -32,9 +34,9 @@ pub fn run() {
     measure("atomic add, for comparison", || {
         SHARED.fetch_add(1, Ordering::Relaxed);
     });
-    measure("static: increment by gs", || this_cpu_inc!(NUMBER));
+    measure("static: increment by gs", || NUMBER.inc());
     measure("static: read by gs", || {
-        black_box(this_cpu_read!(NUMBER));
+        black_box(NUMBER.read());
     });
     measure("dynamic: increment", || cell.inc());
     measure("counter: increment", || counter.inc());

@@ -3,4 +3,5 @@
 pub mod bring_up;
 pub mod delay;
 pub mod local_apic;
+pub mod shootdown;
 pub mod work;

@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use x86_64::registers::control::Cr2;
 
-use crate::cpus::local_apic;
+use crate::cpus::{local_apic, shootdown};
 use crate::exit::{Outcome, exit};
 use crate::{println, probe};
 
@@ -22,6 +22,8 @@ pub mod tables;
 pub const TIMER_VECTOR: u8 = 0xf0;
 /// There is work for this CPU.
 pub const WORK_VECTOR: u8 = 0xf1;
+/// There are translations for this CPU to forget.
+pub const FLUSH_VECTOR: u8 = 0xf2;
 /// What the local APIC sends when an interrupt went away meanwhile.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 
@@ -82,6 +84,10 @@ extern "C" fn dispatch(frame: &mut Frame) {
         }
         // The interrupt only wakes the CPU.
         _ if vector == u64::from(WORK_VECTOR) => local_apic::end_of_interrupt(),
+        _ if vector == u64::from(FLUSH_VECTOR) => {
+            shootdown::answer();
+            local_apic::end_of_interrupt();
+        }
         _ if vector == u64::from(SPURIOUS_VECTOR) => {}
         NMI if NMI_HOOK.call(frame) => {}
         PAGE_FAULT if probe::recover(frame) => {}

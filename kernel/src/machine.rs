@@ -127,6 +127,16 @@ impl Machine {
         self.nr_nodes
     }
 
+    /// The other nodes, the nearest first: the `nth`, from 0 on.
+    pub fn nearest_node(&self, node: NodeId, nth: u32) -> Option<NodeId> {
+        let from = node.index() * self.nr_nodes;
+        let key = |other: usize| (self.distances[from + other], other);
+        let others = || (0..self.nr_nodes).filter(|&other| other != node.index());
+        let rank = |one: usize| others().filter(|&other| key(other) < key(one)).count();
+        let found = others().find(|&other| rank(other) == nth as usize)?;
+        Some(NodeId::new(found as u32))
+    }
+
     /// What the per-CPU allocator wants to know: which CPUs are near each other.
     pub fn topology(&self) -> DistanceMap<'_> {
         let nodes = &self.cpu_nodes[..self.nr_cpus];

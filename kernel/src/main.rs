@@ -61,6 +61,7 @@ extern "C" fn kernel_main(start_info: u32) -> ! {
     user::map(machine);
     bring_up::start(machine, bring_up::at_boot(machine));
     println!("{} CPUs online", cpus::work::nr_online());
+    println!("{} frames for per-CPU memory", percpu::frames_held());
 
     if let Some(name) = machine.start_info.option("die") {
         tests::death::die_of(name);

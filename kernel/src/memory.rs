@@ -6,8 +6,7 @@
 //! | [`MODULES`] | modules, where 32-bit relocations reach the kernel and all handles |
 //! | [`USER`] | the user programs of the tests |
 //! | [`PHYSICAL_MAP`] | all physical memory |
-//! | [`PER_CPU_WINDOW`] | the units of the per-CPU chunks |
-//! | [`PER_CPU_METADATA`] | the per-CPU allocator's own data |
+//! | [`PER_CPU_WINDOW`] | the windows of the per-CPU units, and the allocator's own data |
 //! | [`AREAS`] | areas that are never freed |
 //! | [`STACKS`] | stacks, with an unmapped page below each |
 //! | [`LOCAL_APIC`] | the local APIC's registers |
@@ -26,10 +25,8 @@ pub const MODULES: usize = 0x6000_0000;
 pub const USER: usize = 0x4000_0000_0000;
 /// Where physical address 0 is mapped.
 pub const PHYSICAL_MAP: usize = 0xffff_8000_0000_0000;
-/// Where the per-CPU chunks lie: more than 4 GiB from the code, where no 32-bit relocation reaches.
+/// Where the per-CPU units lie, each in a window of 1 GiB: more than 4 GiB from the code, where no 32-bit relocation reaches.
 pub const PER_CPU_WINDOW: usize = 0xffff_d000_0000_0000;
-/// Where the per-CPU allocator's metadata lies.
-pub const PER_CPU_METADATA: usize = 0xffff_d800_0000_0000;
 /// Where areas that are never freed are mapped.
 pub const AREAS: usize = 0xffff_dc00_0000_0000;
 /// Where stacks are mapped.

@@ -1,62 +1,94 @@
 //! The per-CPU variables of this kernel: where `pcpu` comes in.
 //!
 //! In the order of boot:
-//! 1. [`set_up`] plans the units, from the section's size and the machine's topology;
-//! 2. the first chunk is built in frames of each CPU's node, by the *embed* builder, or by the *page* builder with
-//!    `percpu_alloc=page` on the command line: each unit starts as a copy of the section, which is the template;
+//! 1. [`set_up`] plans the units, from the section's size and the machine's topology; `percpu_alloc=page` on the command
+//!    line makes units no larger than the first chunk's pages;
+//! 2. the first chunk is built: the boot processor's unit in frames of its node, a copy of the section, which is the
+//!    template; all other CPUs share one that is read only;
 //! 3. the allocator takes the chunk over, and [`Kernel`] names it in the types of handles;
-//! 4. a CPU is brought up ([`bring_up`]) before it comes, and loads its unit's offset into GS base ([`load_gs_base`])
-//!    before it touches a per-CPU variable;
+//! 4. a CPU is brought up ([`bring_up`]), and so has a unit of its own, before it comes; it loads its unit's offset into
+//!    GS base ([`load_gs_base`]) before it touches a per-CPU variable;
 //! 5. the template is not needed any more: [`template::give_back`].
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use pcpu::allocator::{PerCpuAllocator, Policy};
-use pcpu::backing::contig::Contig;
-use pcpu::this_cpu::portable::Portable;
-use pcpu::unit::{CpuId, FirstChunkSpec, Template, UnitPlan, storage_words};
-use pcpu::{CpuError, Domain, Instance, embed, page, per_cpu_ptr};
+use pcpu::backing::paging::{Paging, PagingSetup};
+use pcpu::this_cpu::gs::{Gs, GsDomain};
+use pcpu::this_cpu::pinned::Preemption;
+use pcpu::unit::{CpuId, FirstChunkSpec, NodeId, Template, UnitPlan, storage_words};
+use pcpu::{
+    CpuCell, CpuError, Domain, Handle, Instance, LocalCell, define_per_cpu_in, per_cpu_ptr,
+};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{GsBase, KernelGsBase};
 
-use self::gs::PerCpuVar;
-use self::window::ChunkWindow;
+use self::memory::KernelMemory;
 use crate::irq_lock::IrqLock;
 use crate::machine::{MAX_CPUS, Machine};
+use crate::memory::{PER_CPU_WINDOW, PHYSICAL_MAP, paging};
 use crate::println;
 
-pub mod gs;
+pub mod memory;
 pub mod template;
-pub mod window;
 
 /// The room for modules' variables, and the first room for dynamic ones, as Linux has them on x86-64.
 const RESERVED_BYTES: usize = 8 << 10;
 const DYNAMIC_BYTES: usize = 28 << 10;
 
-static INSTANCE: Instance<Contig<IrqLock>, IrqLock> = Instance::new();
+/// The CPU that is there from the start.
+pub const BOOT_CPU: CpuId = CpuId::new(0);
+
+/// Where the units' memory comes from.
+pub type Memory = Paging<KernelMemory, IrqLock>;
+
+/// The room of a unit, and so the limit of an area. It is address space: only pages in use have memory. The allocator keeps a few
+/// bytes for each chunk that a window of 1 GiB has room for, and for each page of a chunk that is there.
+const UNIT_BYTES: usize = 256 << 10;
+
+static INSTANCE: Instance<Memory, IrqLock> = Instance::new();
 
 /// How many frames the template gave back.
 static TEMPLATE_FRAMES: AtomicUsize = AtomicUsize::new(0);
 
-/// The number of the CPU, where the CPU finds it by one instruction.
-#[unsafe(link_section = ".data..percpu..first")]
-static CPU_NUMBER: PerCpuVar<u64> = PerCpuVar::new(0);
+define_per_cpu_in! {
+    in Kernel;
+
+    /// The number of the CPU.
+    #[percpu(read_mostly)]
+    static CPU_NUMBER: CpuCell<u32> = CpuCell::new(0);
+}
 
 /// The kernel's instance.
 pub enum Kernel {}
 
 // SAFETY: `allocator` is always `INSTANCE`, which no other domain has.
 unsafe impl Domain for Kernel {
-    type Backing = Contig<IrqLock>;
+    type Backing = Memory;
     type Lock = IrqLock;
-    type Ops = Portable<Self>;
+    type Ops = Gs<Self>;
 
-    fn allocator() -> &'static PerCpuAllocator<Contig<IrqLock>, IrqLock> {
+    fn allocator() -> &'static PerCpuAllocator<Memory, IrqLock> {
         INSTANCE.get().expect("set up at boot")
     }
 
     fn current_cpu() -> CpuId {
-        CpuId::new(crate::this_cpu_read!(CPU_NUMBER) as u32)
+        CpuId::new(CPU_NUMBER.read())
+    }
+}
+
+// SAFETY: a CPU is brought up and loads its GS base before interrupts come or anything else uses a variable; entries from
+// ring 3 swap it back, and NMIs look at the register. The linker script sorts the section as the macro wants it.
+unsafe impl GsDomain for Kernel {}
+
+// SAFETY: threads of this kernel never move, and a CPU runs none before it is materialised.
+unsafe impl Preemption for Kernel {
+    fn disable_preemption() {}
+
+    unsafe fn enable_preemption() {}
+
+    fn is_preemption_disabled() -> bool {
+        true
     }
 }
 
@@ -88,24 +120,26 @@ pub fn set_up(machine: &Machine) {
     let plan = if by_page {
         UnitPlan::page(&spec, &topology, &mut words)
     } else {
-        UnitPlan::embed(&spec, &topology, &mut words)
+        UnitPlan::exact(&spec, UNIT_BYTES, &topology, &mut words)
     };
     let plan = plan.unwrap_or_else(|error| panic!("no plan for the units: {error}"));
     println!("{}", plan.boot_log());
 
-    let mut window = ChunkWindow::new(&plan);
-    let (contig, first_chunk) = if by_page {
-        let chunk = page::build(plan, template, &mut unit_offsets, &mut window)
-            .unwrap_or_else(|error| panic!("no first chunk by single pages: {error:?}"));
-        (window.into_contig(&plan, template.base), chunk)
-    } else {
-        let mut contig = window.into_contig(&plan, template.base);
-        let chunk = embed::build(plan, template, &mut unit_offsets, &mut contig)
-            .unwrap_or_else(|error| panic!("no first chunk by areas: {error:?}"));
-        (contig, chunk)
+    let setup = PagingSetup {
+        level_4: paging::root(),
+        physical_memory_offset: VirtAddr::new(PHYSICAL_MAP as u64),
+        window: VirtAddr::new(PER_CPU_WINDOW as u64),
+        neutral_base: template.base,
+        node: NodeId::new(0),
     };
-    // SAFETY: the first chunk lies in the window of `contig`, which the instance takes over.
-    let allocator = unsafe { PerCpuAllocator::new(contig, &first_chunk, Policy::default()) }
+    // SAFETY: the tables are in use and the only ones, physical memory is mapped there, and the window is nobody else's.
+    let mut paging = unsafe { Memory::new(KernelMemory, setup, &plan) }
+        .unwrap_or_else(|error| panic!("no page tables for the units: {error}"));
+    let first_chunk = paging
+        .build_first_chunk(plan, template, &mut unit_offsets, |cpu| cpu == BOOT_CPU)
+        .unwrap_or_else(|error| panic!("no first chunk: {error}"));
+    // SAFETY: the first chunk lies in the windows of `paging`, which the instance takes over.
+    let allocator = unsafe { PerCpuAllocator::new(paging, &first_chunk, Policy::default()) }
         .unwrap_or_else(|error| panic!("no allocator: {error}"));
     INSTANCE
         .set_up(allocator)
@@ -119,7 +153,7 @@ pub fn set_up(machine: &Machine) {
 pub fn bring_up(cpu: CpuId) -> Result<(), CpuError> {
     Kernel::allocator().bring_up(cpu)?;
     // SAFETY: the CPU does not run yet, and nobody else uses this variable.
-    unsafe { copy(&CPU_NUMBER, cpu).write(u64::from(cpu.get())) };
+    unsafe { copy(&CPU_NUMBER, cpu).write(CpuCell::new(cpu.get())) };
     Ok(())
 }
 
@@ -135,10 +169,15 @@ pub fn load_gs_base(cpu: CpuId) {
 }
 
 /// `cpu`'s copy of a static variable.
-pub fn copy<T>(variable: &PerCpuVar<T>, cpu: CpuId) -> *mut T {
+pub fn copy<V: Handle<Domain = Kernel>>(variable: &V, cpu: CpuId) -> *mut V::Target {
     per_cpu_ptr(variable, cpu)
         .unwrap_or_else(|error| panic!("no copy: {error}"))
         .as_ptr()
+}
+
+/// How many frames the per-CPU memory holds: the units, their page tables, and the allocator's own data.
+pub fn frames_held() -> u64 {
+    Kernel::allocator().backing().stats().frames
 }
 
 /// How many frames the template gave back.

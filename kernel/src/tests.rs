@@ -2,17 +2,23 @@
 
 use core::fmt::{self, Write};
 
+use pcpu::CpuCell;
+use pcpu::this_cpu::Live;
 use pcpu::unit::CpuId;
 
 use crate::cpus::work::{on_all_cpus, online};
 use crate::exit::Outcome;
 use crate::machine::machine;
-use crate::percpu::gs::PerCpuVar;
+use crate::percpu::{Kernel, copy};
 use crate::println;
 
 pub mod death;
 mod memory;
 mod modules;
+mod one_op;
+mod op_sweeps;
+mod ops;
+mod paging;
 mod percpu;
 mod placing;
 mod sweep;
@@ -92,19 +98,24 @@ macro_rules! ensure {
 /// Runs all tests.
 pub fn run_all() -> Outcome {
     let (mut passed, mut failed) = (0, 0);
-    let placing = match machine().start_info.option("icount") {
-        Some(_) => placing::TESTS,
-        None => &[],
+    let sweeps = match machine().start_info.option("icount") {
+        Some(_) => [op_sweeps::TESTS, placing::TESTS],
+        None => [&[][..]; 2],
     };
     let trace = match machine().start_info.module {
         Some(_) => trace::TESTS,
         None => &[],
     };
+    let [op_sweeps, placing] = sweeps;
     let tests = [
         memory::TESTS,
         percpu::TESTS,
+        paging::TESTS,
+        ops::TESTS,
+        one_op::TESTS,
         user::TESTS,
         modules::TESTS,
+        op_sweeps,
         placing,
         trace,
     ];
@@ -129,9 +140,9 @@ pub fn run_all() -> Outcome {
 }
 
 /// A CPU's copy of a number.
-fn copy_of(variable: &PerCpuVar<u64>, cpu: CpuId) -> u64 {
-    // SAFETY: a live copy; only its own CPU writes to it.
-    unsafe { crate::percpu::copy(variable, cpu).read_volatile() }
+fn copy_of(variable: &impl Live<Target = CpuCell<u64>, Domain = Kernel>, cpu: CpuId) -> u64 {
+    // SAFETY: the copy is there as long as the variable is.
+    unsafe { &*copy(variable, cpu) }.read_remote()
 }
 
 /// How many CPUs work at a time in [`by_turns`].

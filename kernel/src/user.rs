@@ -11,6 +11,7 @@
 use core::arch::global_asm;
 
 use pcpu::unit::CpuId;
+use pcpu::{CpuCell, Handle, LocalCell, define_per_cpu_in};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{KernelGsBase, LStar, SFMask, Star};
 use x86_64::registers::rflags::RFlags;
@@ -20,8 +21,7 @@ use crate::interrupts::tables::{KERNEL_CODE, KERNEL_DATA, USER_CODE, USER_DATA};
 use crate::machine::Machine;
 use crate::memory::paging::{self, Access};
 use crate::memory::{PAGE_BYTES, USER, image};
-use crate::percpu::gs::PerCpuVar;
-use crate::{this_cpu_inc, this_cpu_read};
+use crate::percpu::Kernel;
 
 /// From one CPU's data page to the next one's, and from the code to the first.
 const SPACING: usize = 16 * PAGE_BYTES;
@@ -30,34 +30,30 @@ const SPACING: usize = 16 * PAGE_BYTES;
 const COUNT: u64 = 1;
 const SET_GS_BASE: u64 = 2;
 
-/// The stack pointer to return to when the user exits, and where its system calls begin.
-#[unsafe(link_section = ".data..percpu")]
-static KERNEL_RSP: PerCpuVar<u64> = PerCpuVar::new(0);
+define_per_cpu_in! {
+    in Kernel;
 
-/// Where a user's stack pointer is kept until it is on the kernel's stack.
-#[unsafe(link_section = ".data..percpu")]
-static USER_RSP: PerCpuVar<u64> = PerCpuVar::new(0);
+    /// Stack pointers that `entry.s` knows by their place. The first: where the user returns to when it exits, and where its
+    /// system calls begin. The second: the user's own, until it is on the kernel's stack.
+    #[percpu(first)]
+    static STACK_POINTERS: [CpuCell<u64>; 2] = [CpuCell::new(0), CpuCell::new(0)];
 
-/// System calls that were counted.
-#[unsafe(link_section = ".data..percpu")]
-pub static CALLS: PerCpuVar<u64> = PerCpuVar::new(0);
+    /// System calls that were counted.
+    pub static CALLS: CpuCell<u64> = CpuCell::new(0);
 
-/// How many calls a user makes at least.
-#[unsafe(link_section = ".data..percpu")]
-static CALLS_WANTED: PerCpuVar<u64> = PerCpuVar::new(0);
+    /// How many calls a user makes at least.
+    static CALLS_WANTED: CpuCell<u64> = CpuCell::new(0);
 
-/// The timer's interrupts that found a user.
-#[unsafe(link_section = ".data..percpu")]
-pub static TICKS_IN_USER: PerCpuVar<u64> = PerCpuVar::new(0);
+    /// The timer's interrupts that found a user.
+    pub static TICKS_IN_USER: CpuCell<u64> = CpuCell::new(0);
 
-/// How many of these a user waits for.
-#[unsafe(link_section = ".data..percpu")]
-static TICKS_WANTED: PerCpuVar<u64> = PerCpuVar::new(0);
+    /// How many of these a user waits for.
+    static TICKS_WANTED: CpuCell<u64> = CpuCell::new(0);
+}
 
 global_asm!(
     include_str!("user/entry.s"),
-    kernel_rsp = sym KERNEL_RSP,
-    user_rsp = sym USER_RSP,
+    stack_pointers = sym __per_cpu_start,
     system_call = sym system_call,
 );
 global_asm!(
@@ -71,6 +67,7 @@ unsafe extern "C" {
     static syscall_entry: u8;
     static sysret_window: u8;
     static user_program: u8;
+    static __per_cpu_start: u8;
 }
 
 /// The addresses at which ring 0 runs with the user's GS base: an NMI there has to find that out.
@@ -84,8 +81,13 @@ pub fn is_in_window(rip: u64) -> bool {
 /// Maps the program, and a page of data and stack for every CPU.
 ///
 /// # Panics
-/// If memory does not suffice.
+/// If memory does not suffice, or the linker has placed the stack pointers elsewhere than the assembly takes them to be.
 pub fn map(machine: &Machine) {
+    assert_eq!(
+        STACK_POINTERS.handle().neutral(),
+        (&raw const __per_cpu_start).addr(),
+        "the assembly takes them for the first of all variables"
+    );
     let code = image::user();
     for address in code.addresses(PAGE_BYTES as u64) {
         let frame = PhysFrame::containing_address(x86_64::PhysAddr::new(address));
@@ -120,8 +122,8 @@ pub struct Ended {
 /// Runs the program on this CPU until it has made at least `calls` counted system calls and the timer has found it at
 /// least `ticks` times.
 pub fn run(cpu: CpuId, calls: u64, ticks: u64) -> Ended {
-    crate::this_cpu_write!(CALLS_WANTED, this_cpu_read!(CALLS) + calls);
-    crate::this_cpu_write!(TICKS_WANTED, this_cpu_read!(TICKS_IN_USER) + ticks);
+    CALLS_WANTED.write(CALLS.read() + calls);
+    TICKS_WANTED.write(TICKS_IN_USER.read() + ticks);
     let offset = (&raw const user_program).addr() - image::user().start as usize;
     let data = data_page(cpu);
     // SAFETY: program, data and stack are mapped for this CPU; system calls come back to the stack that is in use here.
@@ -143,9 +145,9 @@ fn data_page(cpu: CpuId) -> usize {
 extern "C" fn system_call(number: u64, argument: u64) -> u64 {
     match number {
         COUNT => {
-            this_cpu_inc!(CALLS);
-            let enough = this_cpu_read!(CALLS) >= this_cpu_read!(CALLS_WANTED)
-                && this_cpu_read!(TICKS_IN_USER) >= this_cpu_read!(TICKS_WANTED);
+            CALLS.inc();
+            let enough =
+                CALLS.read() >= CALLS_WANTED.read() && TICKS_IN_USER.read() >= TICKS_WANTED.read();
             u64::from(enough)
         }
         SET_GS_BASE if argument < 1 << 47 => {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::command::{Failure, build, cargo, root};
 use crate::tally::Tally;
 
+mod code;
 mod options;
 mod qemu;
 mod trace;
@@ -54,9 +55,38 @@ pub fn check_trace(args: &str, trace: &str) -> Result<Tally, Failure> {
     check(&options)
 }
 
+/// Boots a machine whose other CPUs never come, and one that has no room for any: the tests of both, and one more for the
+/// memory that the others cost.
+pub fn check_possible() -> Result<Tally, Failure> {
+    const FEW: &str = "--cpus 2";
+    const MANY: &str = "--cpus 2 --possible 240";
+    let frames = |args: &str| {
+        let args: Vec<&str> = args.split_whitespace().collect();
+        let run = boot(&Options::parse(&args)?, "")?;
+        let frames = run.lines.iter().find_map(|line| {
+            let number = line.strip_suffix(" frames for per-CPU memory")?;
+            number.parse::<u64>().ok()
+        });
+        let frames = frames.ok_or("the kernel did not tell its frames")?;
+        Ok::<_, Failure>((frames, tally_of(&run)?))
+    };
+    let ((few, tally_of_few), (many, tally_of_many)) = (frames(FEW)?, frames(MANY)?);
+    let held = few > 0 && 2 * many <= 3 * few;
+    let mark = if held { "ok" } else { "FAILED" };
+    println!("{mark} {few} frames with {FEW}, {many} with {MANY}; the limit is 1.5 times as many");
+    let mut tally = Tally::of(held);
+    tally += tally_of_few;
+    tally += tally_of_many;
+    Ok(tally)
+}
+
 /// Builds and runs the kernel; the tests that it told of.
 pub fn check(options: &Options) -> Result<Tally, Failure> {
-    let run = boot(options, "")?;
+    tally_of(&boot(options, "")?)
+}
+
+/// The tests that a kernel told of.
+fn tally_of(run: &Run) -> Result<Tally, Failure> {
     let tally = run
         .lines
         .iter()
@@ -96,6 +126,13 @@ pub fn check_deaths() -> Result<Tally, Failure> {
         }
         tally += Tally::of(held);
     }
+    Ok(tally)
+}
+
+/// Looks at the machine code of the kernel, with its checks and without.
+pub fn check_code() -> Result<Tally, Failure> {
+    let mut tally = code::check(&build_kernel(Job::Test)?)?;
+    tally += code::check(&build_kernel(Job::Bench)?)?;
     Ok(tally)
 }
 

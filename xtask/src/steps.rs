@@ -110,13 +110,18 @@ const STEPS: &[Step] = &[
         run: replay::check,
     },
     Step {
+        name: "kernel-code",
+        shows: "an operation of the kernel on a static variable is one instruction",
+        run: kernel::check_code,
+    },
+    Step {
         name: "kernel-1",
         shows: "a kernel uses the library: 1 CPU",
         run: || kernel::check_args("--cpus 1"),
     },
     Step {
         name: "kernel-4",
-        shows: "4 CPUs, the first chunk of single pages",
+        shows: "4 CPUs, units of as many pages as the first chunk needs",
         run: || kernel::check_args("--cpus 4 --page"),
     },
     Step {
@@ -128,6 +133,11 @@ const STEPS: &[Step] = &[
         name: "kernel-64",
         shows: "64 CPUs on 4 nodes",
         run: || kernel::check_args("--cpus 64 --nodes 4"),
+    },
+    Step {
+        name: "kernel-possible",
+        shows: "238 CPUs that never come cost hardly any memory",
+        run: kernel::check_possible,
     },
     Step {
         name: "kernel-icount",

@@ -14,7 +14,7 @@ use x86_64::PhysAddr;
 use x86_64::instructions::interrupts as masking;
 use x86_64::structures::paging::PhysFrame;
 
-use super::{delay, local_apic, work};
+use super::{delay, local_apic, shootdown, work};
 use crate::interrupts::tables;
 use crate::machine::{Machine, machine};
 use crate::memory::paging::{self, Access};
@@ -119,6 +119,7 @@ fn enter(cpu: CpuId) {
     percpu::load_gs_base(cpu);
     user::init_this_cpu();
     local_apic::enable();
+    shootdown::join(cpu);
     masking::enable();
 }
 

@@ -6,6 +6,7 @@
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 
+use pcpu::define_per_cpu_in;
 use pcpu::unit::{CpuId, NodeId};
 use spin::Once;
 use x86_64::instructions::segmentation::{CS, DS, ES, FS, GS, SS, Segment};
@@ -17,8 +18,7 @@ use x86_64::structures::tss::TaskStateSegment;
 use x86_64::{PrivilegeLevel, VirtAddr};
 
 use crate::memory::{PAGE_BYTES, stacks};
-use crate::percpu::gs::PerCpuVar;
-use crate::percpu::{self};
+use crate::percpu::{self, Kernel};
 
 /// The kernel's code segment.
 pub const KERNEL_CODE: SegmentSelector = SegmentSelector::new(1, PrivilegeLevel::Ring0);
@@ -51,8 +51,12 @@ pub struct CpuTables {
     gdt: GlobalDescriptorTable,
 }
 
-#[unsafe(link_section = ".data..percpu..page_aligned")]
-static TABLES: PerCpuVar<CpuTables> = PerCpuVar::new(CpuTables::new());
+define_per_cpu_in! {
+    in Kernel;
+
+    #[percpu(page_aligned)]
+    static TABLES: CpuTables = CpuTables::new();
+}
 
 static BOOT_TABLES: Boot<CpuTables> = Boot(UnsafeCell::new(CpuTables::new()));
 

@@ -82,6 +82,12 @@ pub fn init(machine: &Machine) {
     }
 }
 
+/// A frame from `node`.
+pub fn allocate_on(node: NodeId) -> Option<PhysFrame> {
+    let address = FRAMES.lock().take(|memory| memory.node == node)?;
+    Some(PhysFrame::containing_address(PhysAddr::new(address)))
+}
+
 /// A frame from `node`, or, if that has none left, from another.
 pub fn allocate(node: NodeId) -> Option<PhysFrame> {
     let mut frames = FRAMES.lock();

@@ -11,12 +11,11 @@ use elf::section::SectionHeader;
 use elf::string_table::StringTable;
 use elf::symbol::{Symbol, SymbolTable};
 use elf::{ElfBytes, ParseError, abi};
-use pcpu::{AllocError, CpuError, Domain};
+use pcpu::{AllocError, CpuError};
 
 use super::pages::Pages;
 use super::{PerCpuArea, Placement, exported};
 use crate::memory::paging::{Access, OutOfFrames};
-use crate::percpu::Kernel;
 
 /// The most sections of an object.
 const MAX_SECTIONS: usize = 32;
@@ -77,16 +76,7 @@ impl Place {
         match self {
             Self::Nowhere => {}
             Self::Pages(pages) => pages.write(offset, bytes),
-            Self::PerCpu(area) => {
-                let allocator = Kernel::allocator();
-                for cpu in allocator.units().possible().iter() {
-                    allocator.bring_up(cpu)?;
-                    let copy = allocator.per_cpu_address(area.start.neutral() + offset, cpu)?;
-                    let copy = core::ptr::with_exposed_provenance_mut::<u8>(copy);
-                    // SAFETY: within the module's area, which nobody uses yet, on a CPU that has memory.
-                    unsafe { copy.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-                }
-            }
+            Self::PerCpu(area) => area.write(offset, bytes)?,
         }
         Ok(())
     }

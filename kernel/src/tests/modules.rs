@@ -13,6 +13,10 @@ use crate::{ensure, probe};
 
 pub const TESTS: &[Test] = &[
     Test::new(
+        "a CPU that comes after a module starts from the module's values",
+        later_than_module,
+    ),
+    Test::new(
         "a module counts in its own variable and in the kernel's",
         module_counts,
     ),
@@ -63,6 +67,34 @@ fn module_counts() -> Result<(), Why> {
             shared == 2 * total,
             "{shared} in the kernel's, not twice {total}"
         );
+    }
+    Ok(())
+}
+
+/// The first of all, while there are CPUs that never came: dynamic room for a module's variables brings them up.
+fn later_than_module() -> Result<(), Why> {
+    let allocator = Kernel::allocator();
+    let module = Module::load(COUNTER, Placement::Reserved, &[])?;
+    let hits = handle(&module)?;
+    // SAFETY: a live copy, or one that is read only; no CPU counts now.
+    let value = |cpu| per_cpu_ptr(hits, cpu).map(|copy| unsafe { copy.read_volatile() });
+    let absent = || {
+        let possible = allocator.units().possible().iter();
+        possible.filter(|&cpu| !allocator.units().materialised().contains(cpu))
+    };
+    if let Some(late) = absent().next() {
+        let before = value(late)?;
+        allocator.bring_up(late)?;
+        let after = value(late)?;
+        ensure!(
+            before == INITIAL && after == INITIAL,
+            "CPU {late}: {before}, then {after}"
+        );
+    }
+    drop(module);
+    for cpu in absent() {
+        let left = value(cpu)?;
+        ensure!(left == 0, "CPU {cpu}: {left} without the module");
     }
     Ok(())
 }

@@ -4,8 +4,8 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use pcpu::unit::CpuId;
 use pcpu::{
-    AllocError, BatchCounter, Counter, CpuCell, Domain, Handle, LocalCell, PerCpu, PerCpuPtr,
-    RefCount, RemoteCell, Request, alloc_percpu_in, free_percpu, per_cpu_ptr,
+    BatchCounter, Counter, CpuCell, Domain, Handle, LocalCell, PerCpu, PerCpuPtr, RefCount,
+    RemoteCell, Request, define_per_cpu_in, free_percpu, per_cpu_ptr,
 };
 
 use super::{Test, Why, by_turns, copy_of};
@@ -13,10 +13,9 @@ use crate::cpus::bring_up;
 use crate::cpus::local_apic::{self, TimerKind};
 use crate::cpus::work::{nr_online, on_all_cpus, online};
 use crate::machine::machine;
-use crate::memory::{PAGE_BYTES, frames, image, paging};
-use crate::percpu::gs::PerCpuVar;
+use crate::memory::{PAGE_BYTES, image};
 use crate::percpu::{self, Kernel};
-use crate::{ensure, interrupts, probe, this_cpu_add, this_cpu_inc, this_cpu_read};
+use crate::{ensure, interrupts, probe};
 
 pub const TESTS: &[Test] = &[
     Test::new("all CPUs that are there came", all_came),
@@ -26,13 +25,11 @@ pub const TESTS: &[Test] = &[
     Test::new("dynamic variables count on every CPU", dynamics_count),
     Test::new("all CPUs allocate and free at once", allocate_at_once),
     Test::new("a CPU comes late and finds its copies", late_cpu),
-    Test::new("chunks come and go", chunks_come_and_go),
     Test::new("counters add up", counters_add_up),
     Test::new(
         "references are counted on every CPU, and the last one out ends it",
         references,
     ),
-    Test::new("every unit is on its CPU's node", units_are_near),
     Test::new(
         "the template is gone and nobody misses it",
         template_is_gone,
@@ -45,16 +42,18 @@ const ROUNDS: u64 = 1000;
 /// Rounds of all CPUs together, where each round concerns all CPUs.
 const TOTAL_ROUNDS: u64 = 4096;
 
-#[unsafe(link_section = ".data..percpu")]
-static HITS: PerCpuVar<u64> = PerCpuVar::new(0);
+define_per_cpu_in! {
+    in Kernel;
 
-#[unsafe(link_section = ".data..percpu..shared_aligned")]
-static SEED: PerCpuVar<u64> = PerCpuVar::new(SEED_VALUE);
+    static HITS: CpuCell<u64> = CpuCell::new(0);
+
+    #[percpu(cache_aligned)]
+    static SEED: CpuCell<u64> = CpuCell::new(SEED_VALUE);
+
+    static TICKS: CpuCell<u64> = CpuCell::new(0);
+}
 
 const SEED_VALUE: u64 = 0x0123_4567_89ab_cdef;
-
-#[unsafe(link_section = ".data..percpu")]
-static TICKS: PerCpuVar<u64> = PerCpuVar::new(0);
 
 fn all_came() -> Result<(), Why> {
     let came = AtomicUsize::new(0);
@@ -85,7 +84,7 @@ fn offsets_lead_up() -> Result<(), Why> {
 fn initial_values() -> Result<(), Why> {
     let right = AtomicU64::new(0);
     on_all_cpus(&|_| {
-        let is_right = this_cpu_read!(SEED) == SEED_VALUE;
+        let is_right = SEED.read() == SEED_VALUE;
         right.fetch_add(u64::from(is_right), Ordering::Relaxed);
     });
     let right = right.into_inner();
@@ -96,8 +95,8 @@ fn initial_values() -> Result<(), Why> {
 fn statics_count() -> Result<(), Why> {
     on_all_cpus(&|cpu| {
         for _ in 0..ROUNDS {
-            this_cpu_inc!(HITS);
-            this_cpu_add!(HITS, u64::from(cpu.get()));
+            HITS.inc();
+            HITS.add(u64::from(cpu.get()));
         }
     });
     for cpu in online() {
@@ -222,54 +221,6 @@ fn late_cpu() -> Result<(), Why> {
     Ok(())
 }
 
-/// Allocates until there is no room, frees all of it and does so again: as much fits, and all of it is zero.
-fn chunks_come_and_go() -> Result<(), Why> {
-    const BYTES: usize = 32 << 10;
-    type Area = [u64; BYTES / 8];
-    let allocator = Kernel::allocator();
-    let chunks = allocator.stats().chunks;
-    let mut served = [0; 2];
-    for served in &mut served {
-        // A list through the areas themselves: each has the handle of the one before in its first word.
-        let mut last: Option<PerCpuPtr<Area, Kernel>> = None;
-        loop {
-            let area: PerCpuPtr<Area, Kernel> = match alloc_percpu_in() {
-                Ok(area) => area,
-                Err(AllocError::Backing(_)) => break,
-                Err(error) => return Err(error.into()),
-            };
-            for cpu in online() {
-                let copy = per_cpu_ptr(area, cpu)?;
-                // SAFETY: the area has just been allocated.
-                let words = unsafe { &mut *copy.as_ptr() };
-                ensure!(words.iter().all(|&word| word == 0), "not zero: CPU {cpu}");
-                words.fill(u64::MAX);
-                words[0] = last.map_or(0, |last| last.neutral() as u64);
-            }
-            last = Some(area);
-            *served += 1;
-        }
-        ensure!(allocator.stats().chunks > chunks.max(2), "too few chunks");
-        while let Some(area) = last {
-            // SAFETY: the area is live, and its first word is as above.
-            let before = unsafe { (*per_cpu_ptr(area, CpuId::new(0))?.as_ptr())[0] };
-            // SAFETY: only its first word was needed any more.
-            unsafe { free_percpu(area)? };
-            last = PerCpuPtr::from_neutral(before as usize);
-        }
-        allocator.upkeep();
-    }
-    ensure!(
-        served[0] == served[1] && served[0] > 0,
-        "{} areas, then {}",
-        served[0],
-        served[1]
-    );
-    let left = allocator.stats().chunks;
-    ensure!(left <= chunks + 1, "{chunks} chunks before, {left} after");
-    Ok(())
-}
-
 fn references() -> Result<(), Why> {
     static ENDED: AtomicU64 = AtomicU64::new(0);
     let count = RefCount::<_, Kernel>::new_in(|| {
@@ -309,36 +260,6 @@ fn counters_add_up() -> Result<(), Why> {
     Ok(())
 }
 
-fn units_are_near() -> Result<(), Why> {
-    let allocator = Kernel::allocator();
-    // The first chunk, and one more.
-    let far: PerCpuPtr<[u8; 32 << 10], Kernel> = alloc_percpu_in()?;
-    for (start, bytes) in [
-        (allocator.neutral_base(), allocator.sizes().sum_bytes()),
-        (far.neutral(), 32 << 10),
-    ] {
-        for cpu in allocator.units().possible().iter() {
-            let wanted = machine().node_of_cpu(cpu);
-            for offset in (0..bytes).step_by(PAGE_BYTES) {
-                let address = allocator.per_cpu_address(start + offset, cpu)?;
-                let node = paging::physical_address(address).and_then(frames::node_of);
-                ensure!(
-                    node == Some(wanted),
-                    "CPU {cpu}, {address:#x}: node {node:?}, not {wanted}"
-                );
-            }
-        }
-    }
-    ensure!(
-        frames::fall_backs() == 0,
-        "{} frames from another node",
-        frames::fall_backs()
-    );
-    // SAFETY: only the addresses were used.
-    unsafe { free_percpu(far)? };
-    Ok(())
-}
-
 fn template_is_gone() -> Result<(), Why> {
     let template = image::template();
     let pages = (template.end - template.start) as usize / PAGE_BYTES;
@@ -356,16 +277,16 @@ fn template_is_gone() -> Result<(), Why> {
     // The handle of a variable is an address in there, and works.
     let handle = SEED.handle().neutral();
     ensure!(template.contains(handle as u64), "handle {handle:#x}");
-    ensure!(this_cpu_read!(SEED) != 0, "no value");
+    ensure!(SEED.read() != 0, "no value");
     Ok(())
 }
 
 fn timer_counts() -> Result<(), Why> {
-    interrupts::on_timer(Some(|_| this_cpu_inc!(TICKS)));
+    interrupts::on_timer(Some(|_| TICKS.inc()));
     by_turns(|_| {
-        let before = this_cpu_read!(TICKS);
+        let before = TICKS.read();
         local_apic::start_timer(TimerKind::Periodic, 1_000_000);
-        while this_cpu_read!(TICKS) < before + 3 {
+        while TICKS.read() < before + 3 {
             core::hint::spin_loop();
         }
         local_apic::stop_timer();

@@ -1,30 +1,20 @@
-//! Interrupts and NMIs at every instruction of operations: nothing is lost, whatever they do there themselves.
+//! Interrupts and NMIs at every instruction of allocating and freeing, and of a user's way into the kernel and back:
+//! nothing is lost, whatever they do there themselves. Operations on a copy: `op_sweeps.rs`.
 
-use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use pcpu::{
-    AllocError, AllocFlags, CpuCell, Domain, FreeFlags, LocalCell, PerCpu, PerCpuPtr, RemoteCell,
-};
+use pcpu::{AllocError, AllocFlags, CpuCell, Domain, FreeFlags, LocalCell, define_per_cpu_in};
 use pcpu::{alloc_percpu_in, alloc_percpu_with, free_percpu, free_percpu_with};
 
 use super::sweep::{at_every_instruction, interrupted};
 use super::{Test, Why, copy_of};
 use crate::cpus::local_apic::TimerKind;
 use crate::interrupts::{Frame, Hook};
-use crate::percpu::gs::PerCpuVar;
 use crate::percpu::{Kernel, current_cpu};
 use crate::user::{self, CALLS, TICKS_IN_USER};
-use crate::{ensure, println, this_cpu_add, this_cpu_inc, this_cpu_read};
+use crate::{ensure, println};
 
 pub const TESTS: &[Test] = &[
-    Test::new(
-        "a torn add loses at its two inner borders and nowhere else",
-        torn_add_loses,
-    ),
-    Test::new("an add by GS loses nothing at any instruction", gs_add),
-    Test::new("an add by GS loses nothing to an NMI", gs_add_nmi),
-    Test::new("an add to a dynamic variable loses nothing", dynamic_add),
     Test::new(
         "an interrupt allocates and frees at every instruction of both",
         allocate_within,
@@ -40,93 +30,13 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-/// What an interrupt adds, so that it can be told from the operation's own.
-const BY_INTERRUPT: u64 = 1 << 32;
-
 /// What a handler counts besides interrupts.
 static SEEN: AtomicU64 = AtomicU64::new(0);
 
-#[unsafe(link_section = ".data..percpu")]
-static NUMBER: PerCpuVar<u64> = PerCpuVar::new(0);
+define_per_cpu_in! {
+    in Kernel;
 
-#[unsafe(link_section = ".data..percpu")]
-static NMIS: PerCpuVar<u64> = PerCpuVar::new(0);
-
-fn add_by_interrupt(_: &Frame) {
-    interrupted();
-    this_cpu_add!(NUMBER, BY_INTERRUPT);
-}
-
-/// What is in `NUMBER` beyond `before`, as additions of the operation and of interrupts.
-fn added(before: u64) -> (u64, u64) {
-    let added = this_cpu_read!(NUMBER) - before;
-    (added % BY_INTERRUPT, added / BY_INTERRUPT)
-}
-
-fn torn_add_loses() -> Result<(), Why> {
-    let before = this_cpu_read!(NUMBER);
-    let sweep = at_every_instruction(TimerKind::Once, add_by_interrupt, || {
-        // SAFETY: changes this CPU's copy of a number, which is the point.
-        unsafe {
-            asm!("mov {word}, gs:[rip + {number}]", "inc {word}", "mov gs:[rip + {number}], {word}",
-                number = sym NUMBER, word = out(reg) _, options(nostack));
-        }
-    });
-    let (own, by_interrupt) = added(before);
-    let lost = sweep.interrupts - by_interrupt;
-    ensure!(own == sweep.runs, "{own} of {} adds", sweep.runs);
-    ensure!(lost == 2, "{lost} of {} lost", sweep.interrupts);
-    Ok(())
-}
-
-fn gs_add() -> Result<(), Why> {
-    gs_add_under(TimerKind::Once)
-}
-
-fn gs_add_nmi() -> Result<(), Why> {
-    gs_add_under(TimerKind::OnceNmi)
-}
-
-fn gs_add_under(kind: TimerKind) -> Result<(), Why> {
-    let before = this_cpu_read!(NUMBER);
-    let sweep = at_every_instruction(kind, add_by_interrupt, || {
-        this_cpu_inc!(NUMBER);
-        this_cpu_add!(NUMBER, 2);
-    });
-    let (own, by_interrupt) = added(before);
-    ensure!(own == 3 * sweep.runs, "{own} by {} runs", sweep.runs);
-    ensure!(
-        by_interrupt == sweep.interrupts && by_interrupt > 3,
-        "{by_interrupt} of {} by interrupts",
-        sweep.interrupts
-    );
-    Ok(())
-}
-
-fn dynamic_add() -> Result<(), Why> {
-    // A dynamic variable that the handler finds by its address.
-    let cell = PerCpu::<CpuCell<u64>, Kernel>::new()?.into_ptr();
-    SEEN.store(cell.neutral() as u64, Ordering::Relaxed);
-    // SAFETY: the variable is given up in the line above, and live until the end.
-    let owner = unsafe { PerCpu::from_ptr(cell) };
-    let handler = |_: &Frame| {
-        interrupted();
-        let neutral = SEEN.load(Ordering::Relaxed) as usize;
-        if let Some(cell) = PerCpuPtr::<CpuCell<u64>, Kernel>::from_neutral(neutral) {
-            // SAFETY: the test keeps the variable while the timer runs.
-            unsafe { pcpu::this_cpu::add(cell, BY_INTERRUPT) };
-        }
-    };
-    let sweep = at_every_instruction(TimerKind::Once, handler, || owner.inc());
-    let sum = owner.sum();
-    let (own, by_interrupt) = (sum % BY_INTERRUPT, sum / BY_INTERRUPT);
-    ensure!(own == sweep.runs, "{own} of {} adds", sweep.runs);
-    ensure!(
-        by_interrupt == sweep.interrupts,
-        "{by_interrupt} of {} by interrupts",
-        sweep.interrupts
-    );
-    Ok(())
+    static NMIS: CpuCell<u64> = CpuCell::new(0);
 }
 
 fn allocate_and_free() {
@@ -210,7 +120,7 @@ fn user_nmi() -> Result<(), Why> {
     SEEN.store(0, Ordering::Relaxed);
     let handler = |frame: &Frame| {
         interrupted();
-        this_cpu_inc!(NMIS);
+        NMIS.inc();
         let in_window = user::is_in_window(frame.rip);
         SEEN.fetch_add(u64::from(in_window), Ordering::Relaxed);
     };

@@ -2,12 +2,14 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use pcpu::LocalCell;
+
 use super::{Test, Why, by_turns, copy_of};
 use crate::cpus::local_apic::{self, TimerKind};
 use crate::cpus::work::online;
 use crate::interrupts::Frame;
 use crate::user::{self, CALLS, TICKS_IN_USER};
-use crate::{ensure, interrupts, this_cpu_inc};
+use crate::{ensure, interrupts};
 
 pub const TESTS: &[Test] = &[Test::new(
     "users on every CPU: calls counted exactly under the timer",
@@ -23,7 +25,7 @@ const TIMER_PERIOD: u32 = 300_000;
 /// Counts the timer's interrupts that find a user.
 pub fn tick(frame: &Frame) {
     if frame.cs & 3 == 3 {
-        this_cpu_inc!(TICKS_IN_USER);
+        TICKS_IN_USER.inc();
     }
 }
 

@@ -12,7 +12,7 @@ enter_user:
     push r14
     push r15
     cli
-    mov gs:[rip + {kernel_rsp}], rsp
+    mov gs:[rip + {stack_pointers}], rsp
     mov rcx, rdi                    # sysret goes there
     mov r11d, 0x202                 # with these flags: interrupts
     mov rdi, rdx
@@ -23,13 +23,13 @@ enter_user:
 .globl syscall_entry, sysret_window
 syscall_entry:
     swapgs
-    mov gs:[rip + {user_rsp}], rsp
-    mov rsp, gs:[rip + {kernel_rsp}]
+    mov gs:[rip + {stack_pointers} + 8], rsp
+    mov rsp, gs:[rip + {stack_pointers}]
     test rax, rax
     jz exit_user
     push rcx
     push r11
-    push qword ptr gs:[rip + {user_rsp}]
+    push qword ptr gs:[rip + {stack_pointers} + 8]
     mov rsi, rdi
     mov rdi, rax
     call {system_call}              # the stack is at a multiple of 16: 6 + 3 words below a return address

@@ -20,8 +20,8 @@ pub struct Options {
     pub possible: u32,
     /// Nodes.
     pub nodes: u32,
-    /// Which builder makes the first chunk.
-    pub first_chunk: FirstChunk,
+    /// How large units are.
+    pub units: Units,
     /// How time goes by.
     pub clock: Clock,
     /// What is run.
@@ -30,12 +30,12 @@ pub struct Options {
     pub trace: Option<PathBuf>,
 }
 
-/// A builder of the first chunk.
+/// How large units are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FirstChunk {
-    /// Areas, an area per group.
-    Embed,
-    /// Single pages.
+pub enum Units {
+    /// With room to spare, which is address space only.
+    Exact,
+    /// As large as the pages that the first chunk needs.
     Page,
 }
 
@@ -68,7 +68,7 @@ impl Options {
             cpus: 4,
             possible: 0,
             nodes: 1,
-            first_chunk: FirstChunk::Embed,
+            units: Units::Exact,
             clock: Clock::Real,
             job: Job::Test,
             trace: None,
@@ -80,7 +80,7 @@ impl Options {
                 "--possible" => options.possible = number(arg, args.next(), MAX_CPUS)?,
                 "--nodes" => options.nodes = number(arg, args.next(), MAX_NODES)?,
                 "--trace" => options.trace = Some(existing(arg, args.next())?),
-                "--page" => options.first_chunk = FirstChunk::Page,
+                "--page" => options.units = Units::Page,
                 "--icount" => options.clock = Clock::Instructions,
                 "--bench" => (options.clock, options.job) = (Clock::Instructions, Job::Bench),
                 _ => return Err(format!("'{arg}' is no option; {USAGE}")),
@@ -124,7 +124,7 @@ fn number(option: &str, value: Option<&&str>, limit: u32) -> Result<u32, String>
 
 #[cfg(test)]
 mod tests {
-    use super::{Clock, FirstChunk, Job, Options};
+    use super::{Clock, Job, Options, Units};
 
     #[test]
     fn options_are_read() {
@@ -135,7 +135,7 @@ mod tests {
                 cpus: 64,
                 possible: 64,
                 nodes: 4,
-                first_chunk: FirstChunk::Page,
+                units: Units::Page,
                 clock: Clock::Real,
                 job: Job::Test,
                 trace: None,

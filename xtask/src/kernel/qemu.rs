@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::options::{Clock, FirstChunk, Job, Options};
+use super::options::{Clock, Job, Options, Units};
 use crate::command::Failure;
 
 const QEMU: &str = "qemu-system-x86_64";
@@ -125,7 +125,7 @@ fn add_nodes(command: &mut Command, options: &Options, node_mib: u32) {
 /// The kernel's command line.
 fn kernel_options(options: &Options, words: &str) -> String {
     let mut words: Vec<&str> = words.split_whitespace().collect();
-    if options.first_chunk == FirstChunk::Page {
+    if options.units == Units::Page {
         words.push("percpu_alloc=page");
     }
     if options.clock == Clock::Instructions {
