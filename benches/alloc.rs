@@ -1,52 +1,202 @@
-//! Allocating and freeing on a simulated machine, and layouts: `cargo bench --bench alloc`.
+//! Allocating: an area and its free on machines of many CPUs, zeroed and not; memory that nobody has touched; chunks that
+//! are full. `cargo bench --bench alloc`.
+//!
+//! The words of a benchmark's parameter are columns of the figures that `cargo xtask measure` writes.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use pcpu::backing::sim::{Machine, SimAllocator};
-use pcpu::unit::{EvenNodes, FirstChunkSpec, UnitPlan, storage_words};
-use pcpu::{AllocFlags, Request};
-use std::hint::black_box;
+use pcpu::backing::sim;
+use pcpu::{AllocFlags, Domain, Request};
+use pcpu_workloads::areas::{Heap, HeapArea, Live, PerCpuAreas, Source, Zeroing, pairs};
+use pcpu_workloads::home::{Home, Machine};
+use pcpu_workloads::stores::Stores;
 
-fn allocate_and_free(pcpu: &SimAllocator, request: &Request) {
-    let address = pcpu.allocate(black_box(request)).expect("there is room");
-    // SAFETY: the area has just been allocated, and nobody uses it.
-    unsafe { pcpu.free(black_box(address)) }.expect("the area is live");
+const BYTES: usize = 8;
+const LIVE: u32 = 100;
+
+fn pair(criterion: &mut Criterion) {
+    pair_on::<0>(criterion, 16);
+    pair_on::<1>(criterion, 64);
+    pair_on::<2>(criterion, 256);
 }
 
-/// One area of 8 bytes, with 100 others live.
-fn pair(criterion: &mut Criterion) {
+/// One area that comes and goes, on a machine of so many CPUs. Nobody writes to it.
+fn pair_on<const SLOT: usize>(criterion: &mut Criterion, cpus: u32) {
+    Home::<Machine<SLOT>>::with_cpus(cpus).expect("a machine");
     let mut group = criterion.benchmark_group("pair");
-    for cpus in [2, 16, 64, 256] {
-        let pcpu = Machine::new(cpus).build().expect("a machine");
-        let zeroed = Request::new(8, 8);
-        let not_zeroed = zeroed.with_flags(AllocFlags::NO_ZERO);
-        for _ in 0..100 {
-            pcpu.allocate(&zeroed).expect("there is room");
-        }
-        group.bench_function(BenchmarkId::new("not zeroed", cpus), |bencher| {
-            bencher.iter(|| allocate_and_free(&pcpu, &not_zeroed));
-        });
-        group.bench_function(BenchmarkId::new("zeroed", cpus), |bencher| {
-            bencher.iter(|| allocate_and_free(&pcpu, &zeroed));
-        });
-    }
+    let parameter = format!("cpus={cpus} live={LIVE} size={BYTES}");
+    let ours = PerCpuAreas::<Machine<SLOT>>::new(Zeroing::Off);
+    let _live = Live::new(ours, (0..LIVE).map(|_| BYTES)).expect("there is room");
+    group.bench_function(BenchmarkId::new("pcpu", &parameter), |bencher| {
+        bencher.iter_custom(|iters| timed(|| pairs(ours, BYTES, iters).expect("there is room")));
+    });
+    group.bench_function(BenchmarkId::new("malloc+free", &parameter), |bencher| {
+        bencher.iter_custom(|iters| timed(|| pairs(Heap, BYTES, iters).expect("there is room")));
+    });
     group.finish();
 }
 
-/// The plan of a first chunk.
-fn layout(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("layout");
-    for (cpus, nodes) in [(16, 1), (256, 8), (8192, 64)] {
-        let topology = EvenNodes::new(cpus, nodes).expect("a topology");
-        let mut words = vec![0; storage_words(cpus)];
-        group.bench_function(BenchmarkId::new("embed", cpus), |bencher| {
+fn dirty(criterion: &mut Criterion) {
+    dirty_on::<3>(criterion, 2);
+    dirty_on::<0>(criterion, 16);
+    dirty_on::<1>(criterion, 64);
+    dirty_on::<2>(criterion, 256);
+}
+
+/// Areas whose copies are written to on all CPUs before they are freed, outside the clock: what is handed out again has to
+/// be zeroed.
+fn dirty_on<const SLOT: usize>(criterion: &mut Criterion, cpus: u32) {
+    const AREAS: usize = 32;
+    let home = Home::<Machine<SLOT>>::with_cpus(cpus).expect("a machine");
+    let mut group = criterion.benchmark_group("pair-dirty");
+    let parameter = format!("cpus={cpus} live={LIVE} size={BYTES} zeroed");
+    let ours = PerCpuAreas::<Machine<SLOT>>::new(Zeroing::On);
+    let _live = Live::new(ours, (0..LIVE).map(|_| BYTES)).expect("there is room");
+    group.bench_function(BenchmarkId::new("pcpu", &parameter), |bencher| {
+        bencher.iter_custom(|iters| {
+            let mut areas = Vec::with_capacity(AREAS);
+            let (mut time, mut left) = (Duration::ZERO, iters);
+            while left > 0 {
+                let now = left.min(AREAS as u64);
+                time += timed(|| {
+                    areas.extend((0..now).map(|_| ours.allocate(BYTES).expect("there is room")));
+                });
+                for &area in &areas {
+                    for cpu in 0..cpus {
+                        let copy = home.copy(area, cpu).expect("a possible CPU");
+                        // SAFETY: the area is live, and nobody else uses it.
+                        unsafe { copy.write_volatile(!0) };
+                    }
+                }
+                time += timed(|| free_all(ours, &mut areas));
+                left -= now;
+            }
+            time
+        });
+    });
+    let mut stores = Stores::new(&home, AREAS, BYTES).expect("there is room");
+    group.bench_function(BenchmarkId::new("bare-loop", &parameter), |bencher| {
+        bencher.iter_custom(|iters| timed(|| stores.store(iters)));
+    });
+    group.finish();
+}
+
+fn fresh(criterion: &mut Criterion) {
+    fresh_on::<3>(criterion, 2);
+    fresh_on::<2>(criterion, 256);
+}
+
+/// Memory that nobody has touched, and the first write to it, on one CPU. It goes back to the system outside the clock.
+fn fresh_on<const SLOT: usize>(criterion: &mut Criterion, cpus: u32) {
+    const BYTES: usize = 64;
+    const AREAS: usize = 4096;
+    let home = Home::<Machine<SLOT>>::with_cpus(cpus).expect("a machine");
+    let mut group = criterion.benchmark_group("fresh");
+    let parameter = format!("cpus={cpus} live=0 size={BYTES} zeroed");
+    let ours = PerCpuAreas::<Machine<SLOT>>::new(Zeroing::On);
+    let pcpu = Machine::<SLOT>::allocator();
+    // The first chunk's memory never goes back, and so is to be in use.
+    let pages = pcpu.stats().populated_pages;
+    let mut fillers = Vec::new();
+    while pcpu.stats().populated_pages == pages {
+        fillers.push(ours.allocate(BYTES).expect("there is room"));
+    }
+    group.bench_function(BenchmarkId::new("pcpu", &parameter), |bencher| {
+        bencher.iter_custom(|iters| {
+            let copy = |area| home.copy(area, 0).ok();
+            let give_back = || {
+                pcpu.trim(0);
+            };
+            fresh_areas(ours, BYTES, AREAS, iters, copy, give_back)
+        });
+    });
+    free_all(ours, &mut fillers);
+    pcpu.trim(0);
+    group.bench_function(BenchmarkId::new("malloc", &parameter), |bencher| {
+        bencher.iter_custom(|iters| {
+            let copy = |area: HeapArea| Some(area.address());
+            let give_back = || {
+                // SAFETY: it may be called at any time.
+                unsafe { libc::malloc_trim(0) };
+            };
+            fresh_areas(Heap, BYTES, AREAS, iters, copy, give_back)
+        });
+    });
+    group.finish();
+}
+
+fn fresh_areas<S: Source>(
+    source: S,
+    bytes: usize,
+    at_once: usize,
+    iters: u64,
+    copy: impl Fn(S::Area) -> Option<*mut u64>,
+    give_back: impl Fn(),
+) -> Duration {
+    let mut areas = Vec::with_capacity(at_once);
+    let (mut time, mut left) = (Duration::ZERO, iters);
+    while left > 0 {
+        give_back();
+        let now = left.min(at_once as u64);
+        time += timed(|| {
+            for _ in 0..now {
+                let area = source.allocate(bytes).expect("there is room");
+                let copy = copy(area).expect("a possible CPU");
+                // SAFETY: the area is live, and nobody else uses it.
+                unsafe { copy.write_volatile(1) };
+                areas.push(area);
+            }
+        });
+        free_all(source, &mut areas);
+        left -= now;
+    }
+    time
+}
+
+fn free_all<S: Source>(source: S, areas: &mut Vec<S::Area>) {
+    for area in areas.drain(..) {
+        // SAFETY: the area is live, and nobody uses it.
+        unsafe { source.free(area) }.expect("the area is live");
+    }
+}
+
+/// A request for which there is no room in 400 chunks, with holes that are too small in every page, against one in the first
+/// chunk that has room at once. The simulated machine: its first chunk is small.
+fn full_chunks(criterion: &mut Criterion) {
+    const CHUNKS: u32 = 400;
+    let request = Request::new(4096, 8).with_flags(AllocFlags::NO_ZERO);
+    let mut group = criterion.benchmark_group("full-chunks");
+    for (name, chunks) in [("pcpu", CHUNKS), ("one-chunk", 1)] {
+        let pcpu = sim::Machine::new(2).build().expect("a machine");
+        let mut areas = Vec::new();
+        // Pairs of areas that fill a page, of which one is freed.
+        let half = Request::new(2048, 2048).with_flags(AllocFlags::NO_ZERO);
+        while pcpu.stats().chunks < chunks + 1 {
+            areas.push(pcpu.allocate(&half).expect("there is room"));
+        }
+        for &area in areas.iter().step_by(2) {
+            // SAFETY: the area is live, and nobody uses it.
+            unsafe { pcpu.free(area) }.expect("the area is live");
+        }
+        let parameter = format!("cpus=2 size={}", request.bytes);
+        group.bench_function(BenchmarkId::new(name, parameter), |bencher| {
             bencher.iter(|| {
-                let spec = FirstChunkSpec::default();
-                UnitPlan::embed(black_box(&spec), &topology, &mut words).map(|plan| plan.nr_units())
+                let address = pcpu.allocate(black_box(&request)).expect("there is room");
+                // SAFETY: the area has just been allocated, and nobody uses it.
+                unsafe { pcpu.free(black_box(address)) }.expect("the area is live");
             });
         });
     }
     group.finish();
 }
 
-criterion_group!(benches, pair, layout);
+fn timed(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+criterion_group!(benches, pair, dirty, fresh, full_chunks);
 criterion_main!(benches);

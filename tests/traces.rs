@@ -7,21 +7,20 @@ mod audit;
 mod copies;
 #[path = "common/free.rs"]
 mod free;
+#[path = "common/recorded.rs"]
+mod recorded;
 
 use free::FreeArea;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 
-use flate2::read::GzDecoder;
 use pcpu::allocator::Policy;
 use pcpu::backing::sim::{Machine, SimAllocator};
 use pcpu::unit::CpuId;
-use pcpu::{AllocFlags, FreeFlags, Request};
+use pcpu::{FreeFlags, Request};
 
 use audit::audit;
 use copies::{assert_stamped, assert_zero, stamp};
+use recorded::{Op, read};
 
 /// What Linux 6.1 needed for a trace: 16 CPUs, units of 256 KiB, its background work run at once.
 struct Linux {
@@ -57,63 +56,6 @@ const fn linux(
         peak_pages,
         use_of_memory,
         refused,
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Op {
-    Alloc {
-        ptr: u64,
-        request: Request,
-    },
-    /// The recorded kernel refused it.
-    Refused {
-        request: Request,
-    },
-    Free {
-        ptr: u64,
-    },
-}
-
-/// The percpu events of a trace, in order.
-fn read(name: &str) -> Vec<Op> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("traces/{name}.trace.gz"));
-    let file = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let mut text = String::new();
-    GzDecoder::new(file).read_to_string(&mut text).unwrap();
-    let lines = text.lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(parse).collect()
-}
-
-fn parse(line: &str) -> Option<Op> {
-    let (head, fields) = line.split_once(": percpu_")?;
-    assert!(head.contains('['), "the CPU is named: {line}");
-    let (event, fields) = fields.split_once(": ")?;
-    let field = |name: &str| {
-        let is_named = |field: &&str| field.split_once('=').is_some_and(|(key, _)| key == name);
-        let field = fields.split_whitespace().find(is_named);
-        field
-            .map(|field| &field[name.len() + 1..])
-            .unwrap_or_else(|| panic!("{name} in {line}"))
-    };
-    let number = |name: &str| field(name).parse::<usize>().unwrap();
-    let ptr = || u64::from_str_radix(field("ptr"), 16).unwrap();
-    let request = || {
-        assert_eq!(number("reserved"), 0, "the traces ask for none");
-        let flags = match number("is_atomic") {
-            0 => AllocFlags::empty(),
-            _ => AllocFlags::ATOMIC,
-        };
-        Request::new(number("size"), number("align")).with_flags(flags)
-    };
-    match event {
-        "alloc_percpu" => Some(Op::Alloc {
-            ptr: ptr(),
-            request: request(),
-        }),
-        "alloc_percpu_fail" => Some(Op::Refused { request: request() }),
-        "free_percpu" => Some(Op::Free { ptr: ptr() }),
-        _ => None,
     }
 }
 

@@ -9,21 +9,21 @@ use std::io::{self, IsTerminal};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use pcpu::unit::MAX_CPUS;
+use pcpu::{Domain, Global};
+use pcpu_workloads::areas::Zeroing;
+use pcpu_workloads::churn::copies_bytes;
+use pcpu_workloads::home::{Home, Machine};
 
 use crate::count;
 use crate::error::CliError;
 use crate::print;
 
 mod add;
-mod areas;
 mod churn;
-mod instance;
 mod pair;
 mod rounds;
 mod row;
-mod together;
 
-use instance::Instance;
 use rounds::{Case, ROUNDS};
 use row::{Bench, Row};
 
@@ -70,6 +70,9 @@ pub struct BenchArgs {
     /// count, 400000 to allocate]
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = count::within(1..=1_000_000_000))]
     iters: Option<u32>,
+    /// Run the cases of this name only, and so without a ratio to ours if it is another: for tools that count instructions
+    #[arg(long, value_name = "NAME")]
+    case: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -104,32 +107,17 @@ impl What {
     }
 }
 
-/// Whether areas are asked for zeroed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Zeroing {
-    /// They are.
-    On,
-    /// Every request carries [`pcpu::AllocFlags::NO_ZERO`].
-    Off,
-}
-
 /// Measures and prints.
 ///
 /// # Errors
 /// One line: an option makes no sense, a request failed, or a case miscounted.
 pub fn run(args: &BenchArgs) -> Result<(), CliError> {
-    let machine = Instance::of_process()?;
-    check_memory(args, args.cpus.unwrap_or(machine.cpus))?;
-    let instance = match args.cpus {
-        Some(cpus) => Instance::with_cpus(cpus)?,
-        None => machine,
+    let process = Home::of_process()?;
+    check_memory(args, args.cpus.unwrap_or(process.cpus))?;
+    let rows = match args.cpus {
+        Some(cpus) => measure_all(args, &process, &Home::<Machine<0>>::with_cpus(cpus)?)?,
+        None => measure_all(args, &process, &process)?,
     };
-    let mut rows = Vec::new();
-    for bench in Bench::ALL {
-        if args.what.includes(bench) {
-            rows.extend(measure(bench, args, &machine, &instance)?);
-        }
-    }
     print(&match args.json {
         true => row::json(&rows)?,
         false => row::table(&rows),
@@ -137,7 +125,7 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
 }
 
 fn check_memory(args: &BenchArgs, cpus: u32) -> Result<(), CliError> {
-    let bytes = churn::copies_bytes(args.live, cpus);
+    let bytes = copies_bytes(args.live, cpus);
     if args.what.includes(Bench::Churn) && bytes > MAX_COPIES_BYTES {
         return Err(CliError::Input(format!(
             "--live {} takes {bytes} bytes on {cpus} CPUs, the limit is {MAX_COPIES_BYTES}",
@@ -147,19 +135,34 @@ fn check_memory(args: &BenchArgs, cpus: u32) -> Result<(), CliError> {
     Ok(())
 }
 
+/// The rows of all benchmarks that are asked for.
+fn measure_all<D: Domain>(
+    args: &BenchArgs,
+    process: &Home<Global>,
+    home: &Home<D>,
+) -> Result<Vec<Row>, CliError> {
+    let mut rows = Vec::new();
+    for bench in Bench::ALL {
+        if args.what.includes(bench) {
+            rows.extend(measure(bench, args, process, home)?);
+        }
+    }
+    Ok(rows)
+}
+
 /// The rows of one benchmark.
-fn measure(
+fn measure<D: Domain>(
     bench: Bench,
     args: &BenchArgs,
-    machine: &Instance,
-    instance: &Instance,
+    process: &Home<Global>,
+    home: &Home<D>,
 ) -> Result<Vec<Row>, CliError> {
     let zeroing = match args.no_zero {
         true => Zeroing::Off,
         false => Zeroing::On,
     };
     let bytes = args.size as usize;
-    let mut row = Row::of(bench, instance.cpus, zeroing);
+    let mut row = Row::of(bench, home.cpus, zeroing);
     match bench {
         Bench::Pair | Bench::Threads => {
             row.size = Some(args.size);
@@ -167,7 +170,7 @@ fn measure(
         }
         Bench::Churn => row.live = args.live,
         Bench::AddHot | Bench::Add8 => {
-            row = Row::of(bench, machine.cpus, Zeroing::On);
+            row = Row::of(bench, process.cpus, Zeroing::On);
             row.size = Some(size_of::<u64>() as u32);
             row.live = add::COUNTERS as u32;
         }
@@ -177,17 +180,35 @@ fn measure(
         Bench::Pair | Bench::Churn | Bench::Threads => ALLOC_ITERS,
     });
     let iters_per_round = u64::from(iters).div_ceil(ROUNDS as u64);
-    let cases: Vec<Box<dyn Case + '_>> = match bench {
-        Bench::Pair => pair::cases(instance, bytes, zeroing)?,
-        Bench::Churn => churn::cases(instance, args.live, zeroing)?,
-        Bench::Threads => pair::threaded_cases(instance, bytes, zeroing)?,
+    let mut cases: Vec<Box<dyn Case>> = match bench {
+        Bench::Pair => pair::cases(home, bytes, zeroing)?,
+        Bench::Churn => churn::cases::<D>(args.live, zeroing)?,
+        Bench::Threads => pair::threaded_cases::<D>(bytes, zeroing)?,
         Bench::AddHot => add::cases(add::Order::Hot)?,
         Bench::Add8 => add::cases(add::Order::InTurn)?,
     };
+    if let Some(name) = &args.case {
+        keep(&mut cases, bench, name)?;
+    }
     let progress = progress(bench, cases.len());
     let results = rounds::run(cases, iters_per_round, || progress.inc(1))?;
     progress.finish_and_clear();
     Ok(row::rows(&row, &results))
+}
+
+/// Leaves the cases of one name.
+fn keep(cases: &mut Vec<Box<dyn Case>>, bench: Bench, name: &str) -> Result<(), CliError> {
+    let mut names: Vec<_> = cases.iter().map(|case| case.name()).collect();
+    names.dedup();
+    cases.retain(|case| case.name() == name);
+    match cases.is_empty() {
+        false => Ok(()),
+        true => Err(CliError::Input(format!(
+            "--case {name}: {} has {}",
+            bench.name(),
+            names.join(", ")
+        ))),
+    }
 }
 
 /// A bar on a terminal, nothing elsewhere.

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use pcpu_workloads::WorkloadError;
+
 /// Why a command failed.
 #[derive(Debug)]
 pub enum CliError {
@@ -28,6 +30,12 @@ impl CliError {
 impl From<String> for CliError {
     fn from(message: String) -> Self {
         Self::Input(message)
+    }
+}
+
+impl From<WorkloadError> for CliError {
+    fn from(error: WorkloadError) -> Self {
+        Self::Failed(error.to_string())
     }
 }
 

@@ -5,8 +5,10 @@
 //! | `test` | every check and test of the project |
 //! | `test FILTER` | those steps whose name contains FILTER |
 //! | `kernel [OPTIONS]` | boots the kernel in QEMU and runs its tests; the options: `src/kernel/options.rs` |
+//! | `measure [--quick]` | all figures of this machine, into `benches/results/`, and their plot |
+//! | `plot` | draws `docs/figures.svg` from `benches/results/` |
 //!
-//! A run ends with the line `N passed, N failed`, which counts tests and other checks alike. Exit 0: all passed;
+//! A run of tests ends with the line `N passed, N failed`, which counts tests and other checks alike. Exit 0: all passed;
 //! 1: some failed; 2: no such task or option.
 
 use std::process::ExitCode;
@@ -15,11 +17,14 @@ mod command;
 mod freestanding;
 mod kernel;
 mod layout;
+mod measure;
+mod plot;
 mod replay;
 mod steps;
 mod tally;
 
-const USAGE: &str = "usage: cargo xtask test [FILTER] | cargo xtask kernel [OPTIONS]";
+const USAGE: &str = "usage: cargo xtask test [FILTER] | cargo xtask kernel [OPTIONS] | cargo xtask measure [--quick] | \
+                     cargo xtask plot";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -35,6 +40,11 @@ fn main() -> ExitCode {
             Ok(options) => kernel::run(&options),
             Err(line) => wrong_use(&line),
         },
+        ["measure", ref options @ ..] => match measure::Effort::parse(options) {
+            Ok(effort) => measure::run(effort),
+            Err(line) => wrong_use(&line),
+        },
+        ["plot"] => plot::run(),
         _ => wrong_use(USAGE),
     }
 }

@@ -6,8 +6,9 @@
 
 use std::time::Duration;
 
+use pcpu_workloads::together;
+
 use super::rounds::Case;
-use super::together;
 use crate::error::CliError;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -2,113 +2,34 @@
 
 use std::time::Duration;
 
-use fastrand::Rng;
+use pcpu::Domain;
+use pcpu_workloads::areas::{Heap, PerCpuAreas, Source, Zeroing};
+use pcpu_workloads::churn::Churn;
+use pcpu_workloads::together;
 
-use super::Zeroing;
-use super::areas::{Heap, Live, PerCpuAreas, Source};
-use super::instance::Instance;
 use super::rounds::Case;
-use super::together;
 use crate::error::CliError;
-
-/// Sizes in bytes and how many of 100 areas have them.
-const SIZES: [(u16, usize); 7] = [
-    (8, 60),
-    (16, 15),
-    (32, 10),
-    (64, 6),
-    (128, 4),
-    (256, 3),
-    (512, 2),
-];
-
-/// The sizes of 100 areas.
-const HUNDRED: [u16; 100] = {
-    let mut hundred = [0; 100];
-    let (mut size, mut at) = (0, 0);
-    while size < SIZES.len() {
-        let end = at + SIZES[size].1;
-        while at < end {
-            hundred[at] = SIZES[size].0;
-            at += 1;
-        }
-        size += 1;
-    }
-    assert!(at == 100, "the weights are per cent");
-    hundred
-};
-
-/// The memory that the copies of `live` areas take on `cpus` CPUs, on average.
-pub fn copies_bytes(live: u32, cpus: u32) -> u64 {
-    let hundred_bytes: u64 = HUNDRED.iter().copied().map(u64::from).sum();
-    u64::from(live) * u64::from(cpus) * hundred_bytes / 100
-}
 
 /// The cases.
 ///
 /// # Errors
 /// One line, if there is no memory.
-pub fn cases(
-    instance: &Instance,
-    live: u32,
-    zeroing: Zeroing,
-) -> Result<Vec<Box<dyn Case>>, CliError> {
+pub fn cases<D: Domain>(live: u32, zeroing: Zeroing) -> Result<Vec<Box<dyn Case>>, CliError> {
+    let ours = PerCpuAreas::<D>::new(zeroing);
     Ok(vec![
-        Box::new(Churn::new(PerCpuAreas::new(instance, zeroing), live)?),
-        Box::new(Churn::new(Heap, live)?),
+        Box::new(Replacing(Churn::new(ours, live)?)),
+        Box::new(Replacing(Churn::new(Heap, live)?)),
     ])
 }
 
-struct Churn<S: Source> {
-    live: Live<S>,
-    random: Rng,
-}
+struct Replacing<S: Source>(Churn<S>);
 
-impl<S: Source> Churn<S> {
-    fn new(source: S, live: u32) -> Result<Self, CliError> {
-        // The same sizes in the same order for every source.
-        let mut random = Rng::with_seed(1);
-        let live = Live::new(source, (0..live).map(|_| size(&mut random)))?;
-        Ok(Self { live, random })
-    }
-}
-
-#[inline(always)]
-fn size(random: &mut Rng) -> usize {
-    HUNDRED[random.usize(..HUNDRED.len())].into()
-}
-
-impl<S: Source> Case for Churn<S> {
+impl<S: Source> Case for Replacing<S> {
     fn name(&self) -> &'static str {
         S::NAME
     }
 
     fn run(&mut self, iters: u64) -> Result<Duration, CliError> {
-        together::timed(|| replace(&mut self.live, &mut self.random, iters))
-    }
-}
-
-#[inline(never)]
-fn replace<S: Source>(live: &mut Live<S>, random: &mut Rng, iters: u64) -> Result<(), CliError> {
-    for _ in 0..iters {
-        let index = random.usize(..live.areas().len());
-        live.replace(index, size(random))?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_hundred_areas_have_the_sizes_that_the_weights_say() {
-        assert_eq!(copies_bytes(100, 1), 3728);
-        for (bytes, weight) in SIZES {
-            assert_eq!(
-                HUNDRED.iter().filter(|&&size| size == bytes).count(),
-                weight
-            );
-        }
+        Ok(together::timed(|| self.0.replace(iters))?)
     }
 }

@@ -1,14 +1,15 @@
 //! The rows of a result, as JSON and as a table.
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
+use pcpu::Global;
+use pcpu_workloads::areas::{PerCpuAreas, Source, Zeroing};
 use serde::{Serialize, Serializer};
 
-use super::Zeroing;
 use super::rounds::{CaseResult, ROUNDS};
 use crate::error::CliError;
 
 /// The name of the case that all others are compared with.
-pub const PCPU: &str = "pcpu";
+pub const PCPU: &str = PerCpuAreas::<Global>::NAME;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -126,6 +126,18 @@ fn rows_say_what_was_asked_for() {
 }
 
 #[test]
+fn one_case_can_be_had_alone() {
+    let text = run("bench threads --iters 1 --case pcpu --json").ok();
+    let rows: Vec<Value> = serde_json::from_str(&text).expect("an array");
+    assert_eq!(cases(&rows, "threads"), ["pcpu", "pcpu"]);
+    // Without ours there is nothing that it could be compared with.
+    let text = run("bench pair --iters 1 --case malloc+free --json").ok();
+    let rows: Vec<Value> = serde_json::from_str(&text).expect("an array");
+    assert_eq!(cases(&rows, "pair"), ["malloc+free"]);
+    assert_eq!(rows[0]["ratio"], Value::Null);
+}
+
+#[test]
 fn a_table_for_people() {
     let text = run("bench pair --iters 1").ok();
     for word in ["pair", "pcpu", "malloc+free", "bare-loop", "ns", "ratio"] {
@@ -152,6 +164,11 @@ fn nonsense_is_named_with_its_limit() {
             "4294967296",
         ),
         ("pair churn", "churn", "unexpected"),
+        (
+            "pair --iters 1 --case frob",
+            "frob",
+            "pcpu, malloc+free, bare-loop",
+        ),
     ] {
         let run = run(&format!("bench {options}"));
         let error = run.error(2);

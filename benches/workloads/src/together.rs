@@ -17,9 +17,20 @@ const SPINS_PER_YIELD: u32 = 1 << 16;
 /// # Errors
 /// That of a thread.
 pub fn run<E: Send>(threads: u32, work: impl Fn() -> Result<(), E> + Sync) -> Result<Duration, E> {
-    if threads == 1 {
-        return timed(&work);
+    match threads {
+        1 => timed(&work),
+        _ => run_numbered(threads, |_| work()),
     }
+}
+
+/// [`run`], on threads of their own also if it is one, each of which is given its number, from 0.
+///
+/// # Errors
+/// That of a thread.
+pub fn run_numbered<E: Send>(
+    threads: u32,
+    work: impl Fn(u32) -> Result<(), E> + Sync,
+) -> Result<Duration, E> {
     let arrived = AtomicU32::new(0);
     let cpus = sched_getaffinity(None).ok();
     let on_thread = |number: u32| {
@@ -37,9 +48,10 @@ pub fn run<E: Send>(threads: u32, work: impl Fn() -> Result<(), E> + Sync) -> Re
                 _ => hint::spin_loop(),
             }
         }
-        timed(&work)
+        timed(|| work(number))
     };
     thread::scope(|scope| {
+        let on_thread = &on_thread;
         let all: Vec<_> = (0..threads)
             .map(|number| scope.spawn(move || on_thread(number)))
             .collect();
