@@ -52,10 +52,10 @@ const MAX_UNIT_BYTES: usize = 8 << 30;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// The largest request, in bytes. At most a unit, and few enough pages to be named in one word.
+    /// The largest request, in bytes. At least 1, at most a unit, and few enough pages to be named in one word.
     pub max_alloc_bytes: usize,
-    /// The largest alignment, in bytes; at most what all units have
-    /// ([`max_align_bytes`](PerCpuAllocator::max_align_bytes)).
+    /// The largest alignment, in bytes; at least 1. What holds is the power of two that it reaches, and at most what all units
+    /// have ([`max_align_bytes`](PerCpuAllocator::max_align_bytes)).
     pub max_align_bytes: usize,
     /// Spare chunks that the upkeep keeps ready for atomic requests when the chunks in use could not serve the largest
     /// request.
@@ -196,12 +196,17 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let limit_bytes = sizes
             .unit_bytes()
             .min((MAX_MASK_PAGES as usize - 1) * sizes.page_bytes());
-        if policy.max_alloc_bytes > limit_bytes {
+        if policy.max_alloc_bytes == 0 || policy.max_alloc_bytes > limit_bytes {
             return Err(SetupError::MaxAlloc {
                 bytes: policy.max_alloc_bytes,
                 limit_bytes,
             });
         }
+        let Some(max_align_shift) = policy.max_align_bytes.checked_ilog2() else {
+            return Err(SetupError::MaxAlign {
+                align: policy.max_align_bytes,
+            });
+        };
         if window.pitch_bytes < sizes.unit_bytes()
             || !window.pitch_bytes.is_multiple_of(sizes.page_bytes())
         {
@@ -253,7 +258,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             sizes,
             regions: sizes.regions(),
             max_alloc_bytes: policy.max_alloc_bytes,
-            max_align_bytes: policy.max_align_bytes.min(units_align),
+            max_align_bytes: units_align.min(1 << max_align_shift),
             chunk,
             tables: (tables, tables_layout),
         };

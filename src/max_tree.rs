@@ -238,4 +238,42 @@ mod tests {
             tree.check();
         }
     }
+    /// Every tree of ten leaves (two levels above them) with values up to 2, and every change of every leaf.
+    #[test]
+    fn all_small_trees_agree_with_a_walk() {
+        const LEAVES: u32 = 10;
+        const VALUES: u32 = 3;
+        let mut block = BlockLayout::new();
+        let layout = MaxTreeLayout::add(&mut block, LEAVES).unwrap();
+        // SAFETY: the layout is not empty, and the leaked block belongs to the one tree that lives.
+        let block = unsafe { NonNull::new(alloc(block.finish())).unwrap() };
+        for number in 0..VALUES.pow(LEAVES) {
+            // SAFETY: as above; the last tree is gone.
+            let mut tree = unsafe { MaxTree::new(block, &layout) };
+            let mut plain = [0; LEAVES as usize];
+            for at in 0..LEAVES {
+                plain[at as usize] = number / VALUES.pow(at) % VALUES;
+                tree.set(at, plain[at as usize]);
+            }
+            for at in 0..LEAVES {
+                let old = plain[at as usize];
+                for value in (0..VALUES).chain([old]) {
+                    tree.set(at, value);
+                    plain[at as usize] = value;
+                    tree.check();
+                    assert_eq!(tree.max(), plain.into_iter().max().unwrap_or(0));
+                    for least in 1..=VALUES {
+                        let first = plain.iter().position(|&value| value >= least);
+                        assert_eq!(tree.first(least), first.map(|at| at as u32), "{plain:?}");
+                    }
+                }
+            }
+            for least in 1..=VALUES {
+                for from in 0..=LEAVES {
+                    let found = (from..LEAVES).find(|&at| plain[at as usize] >= least);
+                    assert_eq!(tree.find(least, from), found, "{plain:?} {least} {from}");
+                }
+            }
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! What is asked of an instance, and why it is refused: flags, requests, errors.
+//! What is asked of an instance, and why it is refused: flags, requests, errors. `docs/misuse.md` has a row for each
+//! wrong call.
 
 use core::fmt;
 use core::mem::{align_of, size_of};
@@ -314,12 +315,17 @@ pub enum SetupError {
         /// The longest possible.
         limit_bytes: usize,
     },
-    /// The policy allows larger requests than a unit, or the pages that one request may touch, can serve.
+    /// The policy allows larger requests than a unit, or the pages that one request may touch, can serve; or none at all.
     MaxAlloc {
         /// The policy's largest request.
         bytes: usize,
         /// The limit.
         limit_bytes: usize,
+    },
+    /// The policy's largest alignment is 0.
+    MaxAlign {
+        /// The policy's largest alignment.
+        align: usize,
     },
     /// The backing lacks metadata.
     Backing(BackingError),
@@ -367,8 +373,11 @@ impl fmt::Display for SetupError {
             Self::MaxAlloc { bytes, limit_bytes } => {
                 write!(
                     f,
-                    "a largest request of {bytes} bytes, the limit is {limit_bytes}"
+                    "a largest request of {bytes} bytes, it is at least 1 and at most {limit_bytes}"
                 )
+            }
+            Self::MaxAlign { align } => {
+                write!(f, "a largest alignment of {align} bytes, it is at least 1")
             }
             Self::Backing(error) => error.fmt(f),
             Self::Again => f.write_str("the instance is set up already"),

@@ -169,6 +169,7 @@ fn only_the_pages_that_areas_have_are_populated() {
                 assert_eq!(cpus, [cpu]);
                 pages.into_iter().flatten().count()
             }
+            Call::BeginCpu { .. } | Call::FinishCpu { .. } => 0,
             other => panic!("{other:?}"),
         });
     assert_eq!(populated.sum::<usize>(), pages);
@@ -197,7 +198,7 @@ fn a_failure_at_any_step_is_undone() {
         }
         steps += 1;
     }
-    assert!(steps > 1, "there were several chunks");
+    assert!(steps > 2, "beside the beginning there were several chunks");
     for &area in &areas {
         assert_zero(&pcpu, area, cpu);
     }

@@ -222,6 +222,7 @@ fn run(
                     error,
                     MachineError::Build(_)
                         | MachineError::Setup(SetupError::Backing(BackingError::OutOfMetadata))
+                        | MachineError::BringUp(CpuError::NoMemory { .. })
                 ),
                 "{error:?}"
             );

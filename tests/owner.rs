@@ -256,8 +256,8 @@ fn nothing_is_left_when_memory_runs_out() {
     // A chunk beyond the first, whose pages have to be populated for CPUs that come up.
     let far = PerCpu::<[u8], M>::new_slice(32 << 10).unwrap();
     let sim = M::allocator().backing();
-    // CPU 1 fails; CPU 1 succeeds and stays, CPU 2 fails; CPU 2 fails again.
-    for (failing, left) in [(0, vec![0]), (1, vec![0, 1]), (0, vec![0, 1])] {
+    // Two calls bring a CPU up. CPU 1 fails at each; CPU 1 succeeds and stays, CPU 2 fails; CPU 2 fails again.
+    for (failing, left) in [(0, vec![0]), (1, vec![0]), (2, vec![0, 1]), (1, vec![0, 1])] {
         sim.set_faults(move |call| call == failing);
         let result = PerCpu::<_, M>::new_with(|_| Counted::new(1));
         sim.set_faults(|_| false);

@@ -9,7 +9,7 @@ use pcpu::unit::{
 };
 
 use crate::error::CliError;
-use crate::print;
+use crate::output::print;
 
 /// Print the layout of the first chunk as Linux 6.1 does at boot
 ///
@@ -66,7 +66,11 @@ pub fn run(args: &LayoutArgs) -> Result<(), CliError> {
     print(&format!("{lines}\n"))
 }
 
-fn layout(args: &LayoutArgs) -> Result<String, String> {
+/// The lines of the layout that the arguments make.
+///
+/// # Errors
+/// One line that names the value at fault and its limit.
+pub fn layout(args: &LayoutArgs) -> Result<String, String> {
     let spec = FirstChunkSpec {
         static_bytes: parse_required("--static", args.static_size.as_deref())?,
         reserved_bytes: parse_required("--reserved", args.reserved.as_deref())?,

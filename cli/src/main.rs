@@ -3,26 +3,23 @@
 //! Results go to the standard output, everything else to the standard error stream. An error is one line. Exit codes:
 //! 0, 1 if a request or a check failed, 2 if what was given makes no sense.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
+
+use pcpu_cli::output::{create, print};
+use pcpu_cli::{error, layout, script};
 
 use error::CliError;
 
 mod bench;
 mod count;
 mod demo;
-mod error;
-mod layout;
 mod map;
 mod record;
 mod replay;
-mod script;
-mod trace;
 
 /// The dynamic per-CPU allocator: a demonstration, tools for layouts and allocation traces, benchmarks
 #[derive(Parser, Debug)]
@@ -73,23 +70,4 @@ fn exit_code(result: Result<(), CliError>) -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
-}
-
-/// Writes to the standard output.
-fn print(text: &str) -> Result<(), CliError> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::Failed(format!(
-            "cannot write to the standard output: {error}"
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// Creates a file that the command line asks for.
-fn create(path: &Path) -> Result<BufWriter<File>, CliError> {
-    File::create(path)
-        .map(BufWriter::new)
-        .map_err(|error| CliError::Input(format!("cannot write {}: {error}", path.display())))
 }

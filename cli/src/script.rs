@@ -2,6 +2,8 @@
 //!
 //! All that is known without running the allocator is found out here, before any clock runs. An allocation at an address
 //! that is still live hides the older one, which then lives to the end: the recorder has lost its free.
+//!
+//! A script has at most [`MAX_STEPS`] steps, which bounds its memory: a trace may come from anywhere.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,6 +12,9 @@ use pcpu::{AllocFlags, Request};
 
 use crate::error::CliError;
 use crate::trace::{self, Event, Line, TracedRequest};
+
+/// The most steps of a script; the recorded traces make up to 100,000. A step takes some 100 bytes.
+pub const MAX_STEPS: usize = 1 << 24;
 
 /// A trace made ready for replay.
 #[derive(Debug, Default)]
@@ -75,7 +80,7 @@ impl Script {
     /// # Errors
     /// One line that names the file, and the line at fault.
     pub fn read(path: &Path) -> Result<Self, CliError> {
-        let mut builder = Builder::default();
+        let mut builder = Builder::new(MAX_STEPS);
         trace::read(path, |number, line| builder.add(number, line))?;
         Ok(builder.script)
     }
@@ -84,36 +89,48 @@ impl Script {
     ///
     /// # Errors
     /// As for [`read`](Self::read).
-    pub fn read_bytes(name: &str, bytes: &'static [u8]) -> Result<Self, CliError> {
-        let mut builder = Builder::default();
+    pub fn read_bytes(name: &str, bytes: impl AsRef<[u8]> + 'static) -> Result<Self, CliError> {
+        let mut builder = Builder::new(MAX_STEPS);
         trace::read_bytes(name, bytes, |number, line| builder.add(number, line))?;
         Ok(builder.script)
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Builder {
     script: Script,
     /// The newest live allocation at each address.
     live: HashMap<u64, u32>,
+    max_steps: usize,
 }
 
 impl Builder {
-    fn add(&mut self, number: u64, line: Line) {
+    fn new(max_steps: usize) -> Self {
+        Self {
+            script: Script::default(),
+            live: HashMap::new(),
+            max_steps,
+        }
+    }
+
+    fn add(&mut self, number: u64, line: Line) -> Result<(), String> {
         let script = &mut self.script;
         let (cpu, event) = match line {
             Line::Event { cpu, event } => (cpu, event),
             Line::Lost(events) => {
                 script.gaps += 1;
-                script.lost_events += events.unwrap_or(0);
-                return;
+                script.lost_events = script.lost_events.saturating_add(events.unwrap_or(0));
+                return Ok(());
             }
             Line::Other => {
                 script.other_lines += 1;
-                return;
+                return Ok(());
             }
-            Line::Comment => return,
+            Line::Comment => return Ok(()),
         };
+        if script.steps.len() >= self.max_steps {
+            return Err(format!("more than {} requests and frees", self.max_steps));
+        }
         let mut push = |purpose, action| {
             script.steps.push(Step {
                 action,
@@ -141,6 +158,7 @@ impl Builder {
                 None => script.skipped_frees += 1,
             },
         }
+        Ok(())
     }
 }
 
@@ -149,4 +167,38 @@ fn request_of(traced: &TracedRequest) -> Request {
     flags.set(AllocFlags::ATOMIC, traced.is_atomic);
     flags.set(AllocFlags::RESERVED, traced.is_reserved);
     Request::new(traced.bytes, traced.align).with_flags(flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a trace from anywhere may say, and does not end the program.
+    #[test]
+    fn numbers_without_sense_are_bounded() {
+        let lost = "CPU:0 [LOST 18446744073709551615 EVENTS]\n".repeat(2);
+        let script = Script::read_bytes("t", lost).unwrap();
+        assert_eq!((script.gaps, script.lost_events), (2, u64::MAX));
+
+        let mut builder = Builder::new(3);
+        let free = |ptr| Line::Event {
+            cpu: 0,
+            event: Event::Free { ptr },
+        };
+        let request = TracedRequest {
+            bytes: 8,
+            align: 8,
+            is_reserved: false,
+            is_atomic: false,
+        };
+        let alloc = |ptr| Line::Event {
+            cpu: 0,
+            event: Event::Alloc { request, ptr },
+        };
+        for (number, line) in [alloc(1), alloc(2), free(1)].into_iter().enumerate() {
+            assert_eq!(builder.add(number as u64, line), Ok(()));
+        }
+        let told = Err("more than 3 requests and frees".to_owned());
+        assert_eq!(builder.add(4, alloc(3)), told);
+    }
 }

@@ -4,12 +4,15 @@
 //! part of a line; a line is taken apart at the first place where all of `-PID [CPU] ... TIMESTAMP: EVENT:` stands. Fields
 //! are found by name, for kernels differ in which of them they print. Whatever is no percpu event is passed over, a percpu
 //! event that cannot be understood is an error: a trace is never replayed in part.
+//!
+//! A trace may come from anywhere. Reading one takes time in proportion to its text and the memory of one line; how long a
+//! line and a text may be stands in [`lines`].
 
 use std::path::Path;
 
 use crate::error::CliError;
 
-mod lines;
+pub mod lines;
 
 pub use lines::Lines;
 
@@ -66,11 +69,14 @@ pub enum Event {
     },
 }
 
-/// Calls `visit` with the number and the meaning of every line of the trace at `path`.
+/// Calls `visit` with the number and the meaning of every line of the trace at `path`, until it fails.
 ///
 /// # Errors
-/// One line that names the file and, if a line of it is at fault, that line.
-pub fn read(path: &Path, visit: impl FnMut(u64, Line)) -> Result<(), CliError> {
+/// One line that names the file and, if a line of it is at fault or `visit` fails, that line.
+pub fn read(
+    path: &Path,
+    visit: impl FnMut(u64, Line) -> Result<(), String>,
+) -> Result<(), CliError> {
     let lines = Lines::open(path)?;
     visit_lines(&path.display().to_string(), lines, visit)
 }
@@ -81,8 +87,8 @@ pub fn read(path: &Path, visit: impl FnMut(u64, Line)) -> Result<(), CliError> {
 /// As for [`read`].
 pub fn read_bytes(
     name: &str,
-    bytes: &'static [u8],
-    visit: impl FnMut(u64, Line),
+    bytes: impl AsRef<[u8]> + 'static,
+    visit: impl FnMut(u64, Line) -> Result<(), String>,
 ) -> Result<(), CliError> {
     visit_lines(name, Lines::of_bytes(name, bytes)?, visit)
 }
@@ -90,14 +96,14 @@ pub fn read_bytes(
 fn visit_lines(
     name: &str,
     mut lines: Lines,
-    mut visit: impl FnMut(u64, Line),
+    mut visit: impl FnMut(u64, Line) -> Result<(), String>,
 ) -> Result<(), CliError> {
     let mut number = 0;
     while let Some(text) = lines.next(name)? {
         number += 1;
-        let line =
-            parse(&text).map_err(|what| CliError::Input(format!("{name}:{number}: {what}")))?;
-        visit(number, line);
+        parse(&text)
+            .and_then(|line| visit(number, line))
+            .map_err(|what| CliError::Input(format!("{name}:{number}: {what}")))?;
     }
     Ok(())
 }
@@ -182,10 +188,10 @@ impl<'a> Head<'a> {
         if !task.ends_with([' ', '\t']) || !ends_with_pid(task.trim_end()) {
             return None;
         }
-        let (cpu, rest) = rest.split_once(']')?;
-        if !is_number(cpu) {
-            return None;
-        }
+        // No further than the digits: a line of nothing but brackets is looked through once.
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (cpu, rest) = rest.split_at(digits);
+        let rest = rest.strip_prefix(']').filter(|_| digits > 0)?;
         // Flags, a column of them or none, stand before the time.
         let mut rest = rest.strip_prefix([' ', '\t'])?;
         for _ in 0..=MAX_FLAG_WORDS {
@@ -238,16 +244,27 @@ fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
+/// The widest column of the option record-tgid, in bytes.
+const MAX_TGID_BYTES: usize = 16;
+
 /// Whether the text ends with `-PID`, or with `-PID (TGID)` as with the option record-tgid.
 fn ends_with_pid(task: &str) -> bool {
-    let task = match task
-        .strip_suffix(')')
-        .and_then(|task| task.rsplit_once('('))
-    {
-        Some((task, group)) if is_number(group.trim()) || group.contains('-') => task.trim_end(),
-        _ => task,
-    };
-    task.rsplit_once('-').is_some_and(|(_, pid)| is_number(pid))
+    let mut task = task.as_bytes();
+    if let Some(open) = task.strip_suffix(b")") {
+        let from = open.len().saturating_sub(MAX_TGID_BYTES);
+        let Some(at) = open[from..].iter().rposition(|&byte| byte == b'(') else {
+            return false;
+        };
+        let group = open[from + at + 1..].trim_ascii();
+        let is_number = !group.is_empty() && group.iter().all(u8::is_ascii_digit);
+        if !is_number && !group.contains(&b'-') {
+            return false;
+        }
+        task = open[..from + at].trim_ascii_end();
+    }
+    let digits = task.iter().rev().take_while(|byte| byte.is_ascii_digit());
+    let digits = digits.count();
+    digits > 0 && task[..task.len() - digits].ends_with(b"-")
 }
 
 /// `12.345678:`, or `12345:` with a clock that counts.
@@ -323,6 +340,23 @@ impl<'a> Fields<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Lines of nothing but what a head could begin with. None is looked at once for every other.
+    #[test]
+    fn no_line_takes_long() {
+        for piece in [
+            "-1 [",
+            "-1 [1] ",
+            "-1 (2) [",
+            ") [",
+            "-1 [0] 1.5: [",
+            " [11111111111",
+            "( -1 [0]\t",
+        ] {
+            let line = piece.repeat(lines::MAX_LINE_BYTES / piece.len());
+            assert_eq!(parse(&line), Ok(Line::Other), "{piece}");
+        }
+    }
 
     const ALLOC: &str = "percpu_alloc_percpu: call_site=f+0x1/0x2 reserved=0 is_atomic=1 size=16 align=8 \
                          base_addr=ffff800000000000 off=8 ptr=00000000000368a0 bytes_alloc=40 gfp_flags=";

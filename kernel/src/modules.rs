@@ -14,9 +14,10 @@ use pcpu::{
 use crate::percpu::Kernel;
 
 mod loader;
+mod object;
 mod pages;
 
-pub use loader::{LoadError, Module};
+pub use loader::{LoadError, Module, PlaceError};
 
 define_per_cpu_in! {
     in Kernel;

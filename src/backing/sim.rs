@@ -24,8 +24,10 @@ use crate::embed::{AreaRequest, EarlyMemory};
 use crate::page::PageMemory;
 use crate::unit::{Contents, CpuId, NodeId, UnitPlan};
 
+use frames::Frames;
 pub use machine::{Machine, MachineError};
 
+mod frames;
 mod machine;
 
 /// An allocator on a simulated machine.
@@ -37,6 +39,11 @@ struct SimConfig {
     contents: Contents,
     checks: Checks,
     reserve: Context,
+    /// The most metadata that may be out, in bytes.
+    metadata_bytes: usize,
+    nodes: u32,
+    /// The frames of each node; `None` where they do not run out.
+    node_frames: Option<u64>,
 }
 
 /// Whether a simulated machine checks its caller.
@@ -94,6 +101,21 @@ pub enum Call {
         /// On which CPUs.
         cpus: Vec<CpuId>,
     },
+    /// A CPU was about to be brought up.
+    BeginCpu {
+        /// The CPU.
+        cpu: CpuId,
+    },
+    /// It was.
+    FinishCpu {
+        /// The CPU.
+        cpu: CpuId,
+    },
+    /// It was not after all.
+    CancelCpu {
+        /// The CPU.
+        cpu: CpuId,
+    },
 }
 
 /// Decides which calls fail.
@@ -118,6 +140,9 @@ struct SimState {
     /// With checks on: chunks reserved, and the populated pages by (chunk, CPU).
     reserved: BTreeSet<u32>,
     populated: BTreeMap<(u32, u32), BTreeSet<u32>>,
+    /// The CPU that is being brought up.
+    coming: Option<CpuId>,
+    frames: Frames,
 }
 
 impl fmt::Debug for Sim {
@@ -147,6 +172,8 @@ impl Sim {
                 metadata: BTreeMap::new(),
                 reserved: BTreeSet::new(),
                 populated: BTreeMap::new(),
+                coming: None,
+                frames: Frames::new(config.nodes, config.node_frames),
             }),
         })
     }
@@ -192,6 +219,16 @@ impl Sim {
     /// The chunks that are reserved, the first not included. Only a [checked](Machine::checked) machine knows.
     pub fn reserved_chunks(&self) -> Vec<u32> {
         self.state.lock().reserved.iter().copied().collect()
+    }
+
+    /// Frames that lie on another node than their CPU's, because that had none left when they were taken.
+    pub fn frames_from_afar(&self) -> usize {
+        self.state.lock().frames.borrowed()
+    }
+
+    /// Frames that a node has left; `None` if they [do not run out](Machine::node_frames), or there is no such node.
+    pub fn frames_left(&self, node: NodeId) -> Option<u64> {
+        self.state.lock().frames.left(node)
     }
 
     fn is_checked(&self) -> bool {
@@ -321,7 +358,7 @@ unsafe impl Backing for Sim {
         layout: Layout,
         context: Context,
     ) -> Result<NonNull<u8>, BackingError> {
-        if self.fails() {
+        if self.fails() || self.metadata_bytes() + layout.size() > self.config.metadata_bytes {
             return Err(BackingError::OutOfMetadata);
         }
         // SAFETY: the allocator asks for blocks of a size above zero only.
@@ -406,7 +443,7 @@ unsafe impl Backing for Sim {
         span: PageSpan<'_>,
         context: Context,
     ) -> Result<Contents, BackingError> {
-        if self.fails() {
+        if self.fails() || !self.state.lock().frames.take(span) {
             return Err(BackingError::OutOfFrames);
         }
         if self.is_checked() {
@@ -466,11 +503,41 @@ unsafe impl Backing for Sim {
                 Self::fill_area(area, if is_used { 0xdb } else { 0 });
             }
         }
+        self.state.lock().frames.give_back(span);
         self.log(|| Call::Depopulate {
             chunk: span.chunk(),
             pages: span.runs().collect(),
             cpus: span.cpus().iter().collect(),
         });
+    }
+
+    unsafe fn begin_cpu(&self, unit: CpuArea) -> Result<(), BackingError> {
+        if self.fails() {
+            return Err(BackingError::OutOfFrames);
+        }
+        let before = self.state.lock().coming.replace(unit.cpu);
+        assert_eq!(before, None, "two CPUs are brought up at once");
+        self.log(|| Call::BeginCpu { cpu: unit.cpu });
+        Ok(())
+    }
+
+    unsafe fn finish_cpu(&self, unit: CpuArea) {
+        self.end_cpu(unit);
+        self.log(|| Call::FinishCpu { cpu: unit.cpu });
+    }
+
+    unsafe fn cancel_cpu(&self, unit: CpuArea) {
+        self.end_cpu(unit);
+        let state = self.state.lock();
+        let of_cpu = |key: &&(u32, u32)| key.1 == unit.cpu.get();
+        let left = state
+            .populated
+            .keys()
+            .filter(of_cpu)
+            .find(|key| !state.populated[key].is_empty());
+        assert!(left.is_none(), "CPU {} still has pages: {left:?}", unit.cpu);
+        drop(state);
+        self.log(|| Call::CancelCpu { cpu: unit.cpu });
     }
 
     fn physical_address(&self, address: usize) -> Option<u64> {
@@ -483,6 +550,11 @@ unsafe impl Backing for Sim {
 }
 
 impl Sim {
+    fn end_cpu(&self, unit: CpuArea) {
+        let coming = self.state.lock().coming.take();
+        assert_eq!(coming, Some(unit.cpu), "the CPU has not begun");
+    }
+
     /// Notes that the pages of `span` are used from now on; what they hold.
     fn mark_used(&self, span: PageSpan<'_>) -> Contents {
         let mut state = self.state.lock();

@@ -344,3 +344,7 @@ impl AreaMap {
 #[cfg(test)]
 #[path = "area_map_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "area_map_all_tests.rs"]
+mod all_tests;

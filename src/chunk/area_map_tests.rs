@@ -8,7 +8,7 @@ use std::vec::Vec;
 
 const PAGE: u32 = 1024;
 
-fn map_of(pages: u32, granules_per_page: u32, region: Range<u32>) -> AreaMap {
+pub(super) fn map_of(pages: u32, granules_per_page: u32, region: Range<u32>) -> AreaMap {
     let mut block = BlockLayout::new();
     let layout = AreaMapLayout::add(&mut block, pages, granules_per_page).unwrap();
     let memory = block.finish();
@@ -25,7 +25,7 @@ impl AreaMap {
     }
 
     /// Granules whose visibility is among `seen`, as maximal runs of free ones.
-    fn runs_seen(&self, seen: impl Fn(u32) -> bool) -> Vec<Range<u32>> {
+    pub(super) fn runs_seen(&self, seen: impl Fn(u32) -> bool) -> Vec<Range<u32>> {
         let mut runs: Vec<Range<u32>> = Vec::new();
         for granule in 0..self.end() {
             if !self.is_free(granule) || !seen(self.page_len.page(granule)) {

@@ -331,3 +331,7 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "bitmap_all_tests.rs"]
+mod all_tests;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `test` | every check and test of the project |
 //! | `test FILTER` | those steps whose name contains FILTER |
+//! | `api` | writes `docs/public-api.txt` anew |
 //! | `kernel [OPTIONS]` | boots the kernel in QEMU and runs its tests; the options: `src/kernel/options.rs` |
 //! | `measure [--quick]` | all figures of this machine, into `benches/results/`, and their plot |
 //! | `plot` | draws `docs/figures.svg` from `benches/results/` |
@@ -13,6 +14,7 @@
 
 use std::process::ExitCode;
 
+mod api;
 mod command;
 mod freestanding;
 mod kernel;
@@ -23,8 +25,8 @@ mod replay;
 mod steps;
 mod tally;
 
-const USAGE: &str = "usage: cargo xtask test [FILTER] | cargo xtask kernel [OPTIONS] | cargo xtask measure [--quick] | \
-                     cargo xtask plot";
+const USAGE: &str = "usage: cargo xtask test [FILTER] | cargo xtask api | cargo xtask kernel [OPTIONS] | \
+                     cargo xtask measure [--quick] | cargo xtask plot";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -36,6 +38,13 @@ fn main() -> ExitCode {
             "no step is named like '{filter}'; there are: {}",
             steps::names()
         )),
+        ["api"] => match api::write() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                eprintln!("{failure}");
+                ExitCode::FAILURE
+            }
+        },
         ["kernel", ref options @ ..] => match kernel::Options::parse(options) {
             Ok(options) => kernel::run(&options),
             Err(line) => wrong_use(&line),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::command::{Failure, Program, cargo, check, check_tests};
 use crate::tally::Tally;
-use crate::{freestanding, kernel, layout, replay};
+use crate::{api, freestanding, kernel, layout, replay};
 
 /// One step: a name to pick it by, what it shows, and how.
 struct Step {
@@ -21,7 +21,9 @@ const STEPS: &[Step] = &[
         run: || {
             check(&mut cargo(
                 "fmt --all --check -- xtask/freestanding/main.rs kernel/modules/counter.rs \
-                 kernel/modules/large.rs kernel/modules/reader.rs",
+                 kernel/modules/large.rs kernel/modules/reader.rs fuzz/fuzz_targets/arguments.rs \
+                 fuzz/fuzz_targets/object.rs fuzz/fuzz_targets/operations.rs fuzz/fuzz_targets/plan.rs \
+                 fuzz/fuzz_targets/trace.rs",
             ))
         },
     },
@@ -75,6 +77,11 @@ const STEPS: &[Step] = &[
                     .env("RUSTDOCFLAGS", "-D warnings"),
             )
         },
+    },
+    Step {
+        name: "api",
+        shows: "the public API is the one that docs/public-api.txt lists",
+        run: api::check,
     },
     Step {
         name: "tests",

@@ -7,7 +7,7 @@ use pcpu::{AllocError, Domain, PerCpuPtr, per_cpu_ptr};
 use super::{Test, Why, copy_of};
 use crate::cpus::work::{on_all_cpus, online};
 use crate::memory::frames;
-use crate::modules::{LoadError, Module, Placement, SHARED_HITS};
+use crate::modules::{LoadError, Module, PlaceError, Placement, SHARED_HITS};
 use crate::percpu::Kernel;
 use crate::{ensure, probe};
 
@@ -131,7 +131,8 @@ fn missing_symbol() -> Result<(), Why> {
         matches!(
             error,
             Some(LoadError::UnknownSymbol {
-                name: "MODULE_HITS"
+                name: "MODULE_HITS",
+                ..
             })
         ),
         "{error:?}"
@@ -147,10 +148,10 @@ fn reserve_exhausted() -> Result<(), Why> {
     ensure!(
         matches!(
             error,
-            Some(LoadError::PerCpu(AllocError::ReservedExhausted {
-                bytes: 5120,
+            Some(LoadError::Section {
+                error: PlaceError::PerCpu(AllocError::ReservedExhausted { bytes: 5120, .. }),
                 ..
-            }))
+            })
         ),
         "{error:?}"
     );

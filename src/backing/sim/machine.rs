@@ -63,6 +63,9 @@ impl Machine {
                 contents: Contents::Zeroed,
                 checks: Checks::Off,
                 reserve: Context::Atomic,
+                metadata_bytes: usize::MAX,
+                nodes: 1,
+                node_frames: None,
             },
         }
     }
@@ -123,6 +126,21 @@ impl Machine {
         self
     }
 
+    /// Every node has so many frames for the pages of later chunks, each a page long. A node that has none left takes them
+    /// from the next one that has; where no node has, pages cannot be populated. By default they do not run out.
+    #[must_use]
+    pub fn node_frames(mut self, frames: u64) -> Self {
+        self.sim.node_frames = Some(frames);
+        self
+    }
+
+    /// At most so many bytes of metadata may be out at once. By default there is no such limit.
+    #[must_use]
+    pub fn metadata_bytes(mut self, bytes: usize) -> Self {
+        self.sim.metadata_bytes = bytes;
+        self
+    }
+
     /// The backing checks that the allocator keeps its side of the contract, at some cost: pages are populated once and
     /// given back once, chunks likewise, and memory given back is overwritten.
     #[must_use]
@@ -157,7 +175,11 @@ impl Machine {
             }
             FirstChunkKind::Page => UnitPlan::page(&self.spec, &topology, &mut words)?,
         };
-        let mut sim = Sim::new(&plan, self.chunks, self.sim).map_err(MachineError::AddressSpace)?;
+        let config = SimConfig {
+            nodes: self.nodes,
+            ..self.sim
+        };
+        let mut sim = Sim::new(&plan, self.chunks, config).map_err(MachineError::AddressSpace)?;
         sim.set_faults(fails);
         let template = vec![0; plan.sizes().static_bytes()];
         let template = Template {
