@@ -15,8 +15,13 @@ const LINK_ARGS: &[&str] = &[
     "-Wl,--build-id=none",
 ];
 
-/// Relocatable objects, which the kernel carries and loads.
-const MODULES: &[&str] = &["counter", "large", "reader"];
+/// Relocatable objects, which the kernel carries and loads, and what each is compiled with besides.
+const MODULES: &[(&str, &[&str])] = &[
+    ("counter", &[]),
+    ("far", &["-Ccode-model=large"]),
+    ("large", &[]),
+    ("reader", &[]),
+];
 
 /// The addresses of a module's symbols are absolute, not looked up in a table.
 const MODULE_ARGS: &[&str] = &[
@@ -42,18 +47,20 @@ fn main() {
         println!("cargo::rustc-link-arg-bins={arg}");
     }
     let out = env::var("OUT_DIR").expect("cargo sets it");
-    for module in MODULES {
+    for (module, args) in MODULES {
         compile(
             &Path::new(&folder).join(format!("modules/{module}.rs")),
             &Path::new(&out).join(format!("{module}.o")),
+            args,
         );
     }
 }
 
-fn compile(source: &Path, object: &Path) {
+fn compile(source: &Path, object: &Path, args: &[&str]) {
     let rustc = env::var_os("RUSTC").expect("cargo sets it");
     let status = Command::new(rustc)
         .args(MODULE_ARGS)
+        .args(args)
         .arg(source)
         .arg("-o")
         .arg(object)

@@ -55,6 +55,8 @@
 //! with the %gs prefix each, with `define_per_cpu_in!` for static variables. [`this_cpu::pinned`] is for code that must stay
 //! on its CPU.
 //!
+//! [`adding_to_a_kernel`] has the steps in their order, and a program.
+//!
 //! # To study allocation
 //!
 //! [`backing::sim`] is a machine of any shape; what runs on it is the same allocator.
@@ -130,3 +132,11 @@ pub use this_cpu::{
 };
 /// For types of one's own that zero bytes are a value of: `#[derive(FromZeros)] #[zerocopy(crate = "pcpu::zerocopy")]`.
 pub use zerocopy::{self, FromZeros};
+
+// A page of the documentation. Its program is compiled with the doc tests where its kernel could run.
+#[cfg(any(
+    all(doc, not(doctest)),
+    all(doctest, feature = "paging", target_arch = "x86_64")
+))]
+#[doc = include_str!("../docs/adding-to-a-kernel.md")]
+pub mod adding_to_a_kernel {}

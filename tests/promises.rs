@@ -83,6 +83,16 @@ fn limits_are_those_of_the_code() {
             "kernel/src/modules/object.rs",
             "MAX_NAME_BYTES: usize = 256;",
         ),
+        (
+            "16 pages of code or data (`MAX_PAGES`)",
+            "kernel/src/modules/pages.rs",
+            "MAX_PAGES: usize = 16;",
+        ),
+        (
+            "8 areas of variables outside of the reserved region (`MAX_AREAS`)",
+            "kernel/src/modules/dynamic.rs",
+            "MAX_AREAS: usize = 8;",
+        ),
     ] {
         assert!(text.contains(limit), "{limit}");
         assert!(read(file).contains(constant), "{constant}");

@@ -13,7 +13,8 @@ use crate::output::print;
 
 /// Print the layout of the first chunk as Linux 6.1 does at boot
 ///
-/// Sizes are in bytes and take the suffixes K and M. A CPU list is like 0-3,8.
+/// Sizes are in bytes and take the suffixes K and M. A CPU list is like 0-3,8. --static, --reserved, --dyn, --atom and
+/// at least one --node must be given.
 #[derive(Args, Debug)]
 pub struct LayoutArgs {
     /// Size of the static per-CPU variables
@@ -44,7 +45,10 @@ pub struct LayoutArgs {
         allow_hyphen_values = true
     )]
     min_unit: String,
-    /// Builder of the first chunk: embed, or page as with percpu_alloc=page (it takes no --dyn and no --atom)
+    /// Builder of the first chunk: embed, or page as with percpu_alloc=page
+    ///
+    /// With page, as in Linux, the dynamic size that is requested is 12K and atoms are single pages, whatever --dyn and
+    /// --atom say; both must be given all the same.
     #[arg(
         long,
         value_name = "embed|page",

@@ -60,8 +60,17 @@ pub struct ReplayArgs {
     #[arg(long)]
     json: bool,
     /// Write where every allocation lay to this file, as CSV
+    ///
+    /// The columns are id,chunk,offset,size,align,alloc_op,free_op: chunk 0 is the first one, an offset counts from the
+    /// start of the unit, operations are counted from 0, and free_op is empty for what is never freed.
     #[arg(long, value_name = "OUT.csv")]
     placements: Option<PathBuf>,
+    /// Write the CPUs of the trace to that file too
+    ///
+    /// Two columns more, alloc_cpu,free_cpu: who allocated and who freed, as the trace has it, even if --cpus is less.
+    /// free_cpu is empty for what is never freed.
+    #[arg(long)]
+    placement_cpus: bool,
 }
 
 /// Replays the traces and prints the results.
@@ -103,6 +112,11 @@ fn setup(args: &ReplayArgs) -> Result<Setup, CliError> {
             args.files.len()
         )));
     }
+    if args.placement_cpus && args.placements.is_none() {
+        return Err(CliError::Input(
+            "--placement-cpus: there is no --placements OUT.csv to write them to".into(),
+        ));
+    }
     // There is nothing to leave out yet; scripts may name the option already.
     let _ = args.no_cache;
     Ok(Setup {
@@ -134,15 +148,31 @@ fn replay(file: &Path, args: &ReplayArgs, setup: &Setup) -> Result<Report, CliEr
     progress.finish_and_clear();
 
     if let (Some(out), Some(path)) = (&mut out, &args.placements) {
-        write_placements(out, &checked).map_err(|error| {
+        let columns = match args.placement_cpus {
+            true => Columns::WithCpus,
+            false => Columns::Plain,
+        };
+        write_placements(out, &checked, columns).map_err(|error| {
             CliError::Failed(format!("cannot write {}: {error}", path.display()))
         })?;
     }
     Ok(Report::new(name, &script, checked, time, args.repeat))
 }
 
-fn write_placements(out: &mut impl Write, checked: &Checked) -> io::Result<()> {
-    writeln!(out, "id,chunk,offset,size,align,alloc_op,free_op")?;
+/// What a row of the placements has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Columns {
+    /// What other tools read: nothing is added here.
+    Plain,
+    WithCpus,
+}
+
+fn write_placements(out: &mut impl Write, checked: &Checked, columns: Columns) -> io::Result<()> {
+    write!(out, "id,chunk,offset,size,align,alloc_op,free_op")?;
+    if columns == Columns::WithCpus {
+        write!(out, ",alloc_cpu,free_cpu")?;
+    }
+    writeln!(out)?;
     for (id, row) in checked.placements.iter().enumerate() {
         let (at, request) = (row.at, row.request);
         write!(
@@ -150,10 +180,16 @@ fn write_placements(out: &mut impl Write, checked: &Checked) -> io::Result<()> {
             "{id},{},{},{},{},{},",
             at.0, at.1, request.bytes, request.align, row.alloc_op
         )?;
-        match row.free_op {
-            Some(op) => writeln!(out, "{op}")?,
-            None => writeln!(out)?,
+        if let Some(op) = row.free_op {
+            write!(out, "{op}")?;
         }
+        if columns == Columns::WithCpus {
+            write!(out, ",{},", row.alloc_cpu)?;
+            if let Some(cpu) = row.free_cpu {
+                write!(out, "{cpu}")?;
+            }
+        }
+        writeln!(out)?;
     }
     out.flush()
 }

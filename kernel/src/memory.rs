@@ -4,6 +4,7 @@
 //! |---|---|
 //! | from 1 MiB | the kernel's image, at its physical addresses |
 //! | [`MODULES`] | modules, where 32-bit relocations reach the kernel and all handles |
+//! | [`FAR_MODULES`] | modules, out of that reach |
 //! | [`USER`] | the user programs of the tests |
 //! | [`PHYSICAL_MAP`] | all physical memory |
 //! | [`PER_CPU_WINDOW`] | the windows of the per-CPU units, and the allocator's own data |
@@ -21,6 +22,8 @@ pub mod stacks;
 
 /// Where modules are mapped.
 pub const MODULES: usize = 0x6000_0000;
+/// Where modules are mapped that use 64-bit relocations.
+pub const FAR_MODULES: usize = 0xffff_f800_0000_0000;
 /// Where the user programs of the tests are mapped.
 pub const USER: usize = 0x4000_0000_0000;
 /// Where physical address 0 is mapped.

@@ -3,21 +3,32 @@
 //! A module is a relocatable object. Its section `.data..percpu` is a template like the kernel's own: it gets an area of
 //! the per-CPU allocator, whose address is where the loader takes the section to be, and every CPU's copy gets the
 //! section's contents. From then on its variables are like any others: the kernel's `gs:` instruction reaches them, and so
-//! do other modules. The area comes from the reserved region, or, since all handles lie within 2 GiB of all code, from
-//! wherever there is room.
+//! do other modules.
+//!
+//! The area comes from the reserved region, or from wherever there is room: handles lie close together, so that code that reaches
+//! one with 32 bits reaches all. Code that lies far away uses 64 ([`Code::Far`]).
+//!
+//! What always holds: a CPU that comes later finds the initial values, too. Those of the reserved region are kept by the page
+//! tables' part of the library; those of other areas are kept here ([`dynamic`]).
 
 use pcpu::{
-    AllocError, AllocFlags, CpuCell, CpuError, Domain, FreeFlags, Handle, PerCpuPtr, Request,
+    AllocFlags, CpuCell, CpuError, Domain, FreeFlags, Handle, PerCpuPtr, Request,
     alloc_percpu_bytes, define_per_cpu_in, free_percpu_with,
 };
 
+use self::dynamic::Kept;
 use crate::percpu::Kernel;
 
+mod dynamic;
+mod error;
 mod loader;
 mod object;
 mod pages;
 
-pub use loader::{LoadError, Module, PlaceError};
+pub use dynamic::initialise;
+pub use error::{LoadError, PlaceError};
+pub use loader::Module;
+pub use pages::Code;
 
 define_per_cpu_in! {
     in Kernel;
@@ -47,40 +58,46 @@ pub enum Placement {
 struct PerCpuArea {
     start: PerCpuPtr<u8, Kernel>,
     bytes: usize,
-    placement: Placement,
+    values: Values,
+}
+
+/// Who keeps the initial values.
+enum Values {
+    /// The page tables' part of the library.
+    Reserved,
+    /// This kernel.
+    Dynamic(Kept),
 }
 
 impl PerCpuArea {
-    fn allocate(bytes: usize, align: usize, placement: Placement) -> Result<Self, AllocError> {
-        let flags = match placement {
-            Placement::Reserved => AllocFlags::RESERVED,
-            Placement::Dynamic => AllocFlags::empty(),
+    fn allocate(bytes: usize, align: usize, placement: Placement) -> Result<Self, PlaceError> {
+        let (flags, kept) = match placement {
+            Placement::Reserved => (AllocFlags::RESERVED, None),
+            Placement::Dynamic => (AllocFlags::empty(), Some(Kept::new(bytes)?)),
         };
         let start = alloc_percpu_bytes(&Request::new(bytes, align).with_flags(flags))?;
+        let values = kept.map_or(Values::Reserved, |kept| {
+            kept.belong_to(start);
+            Values::Dynamic(kept)
+        });
         Ok(Self {
             start,
             bytes,
-            placement,
+            values,
         })
     }
-}
 
-impl PerCpuArea {
-    /// Writes to the copy of every possible CPU. What lies in the reserved region is an initial value as those of the kernel's
-    /// own variables are, and CPUs that come later start from it. Elsewhere all copies start as zeroes: CPUs that never came
-    /// get memory for it.
+    /// Writes to the copy of every CPU that has memory, and to the initial values. Until a CPU comes, its copies show the initial
+    /// values in the reserved region, and zeroes elsewhere.
     ///
     /// # Errors
-    /// [`CpuError`]: a CPU has no memory.
+    /// [`CpuError`]: a CPU has no copy.
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), CpuError> {
         let allocator = Kernel::allocator();
         let start = self.start.neutral() + offset;
-        match self.placement {
-            Placement::Reserved => self.set_initial(offset, bytes),
-            Placement::Dynamic => {
-                let mut possible = allocator.units().possible().iter();
-                possible.try_for_each(|cpu| allocator.bring_up(cpu))?;
-            }
+        match &self.values {
+            Values::Reserved => self.set_initial(offset, bytes),
+            Values::Dynamic(kept) => kept.write(offset, bytes),
         }
         for cpu in allocator.units().materialised().iter() {
             let copy = allocator.per_cpu_address(start, cpu)?;
@@ -101,14 +118,17 @@ impl PerCpuArea {
 
 impl Drop for PerCpuArea {
     fn drop(&mut self) {
-        if self.placement == Placement::Reserved {
-            for offset in 0..self.bytes {
-                self.set_initial(offset, &[0]);
+        let flags = match &self.values {
+            Values::Reserved => {
+                for offset in 0..self.bytes {
+                    self.set_initial(offset, &[0]);
+                }
+                FreeFlags::RESERVED
             }
-        }
-        let flags = match self.placement {
-            Placement::Reserved => FreeFlags::RESERVED,
-            Placement::Dynamic => FreeFlags::empty(),
+            Values::Dynamic(kept) => {
+                kept.belong_to_none();
+                FreeFlags::empty()
+            }
         };
         // SAFETY: the module is gone, and with it whoever used its variables.
         let freed = unsafe { free_percpu_with(self.start, flags) };

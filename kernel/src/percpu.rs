@@ -1,8 +1,8 @@
 //! The per-CPU variables of this kernel: where `pcpu` comes in.
 //!
 //! In the order of boot:
-//! 1. [`set_up`] plans the units, from the section's size and the machine's topology; `percpu_alloc=page` on the command
-//!    line makes units no larger than the first chunk's pages;
+//! 1. [`set_up`] plans the units as Linux does, from the section's size and the machine's topology: large pages (2 MiB) shared
+//!    out to the CPUs of a node, or, with `percpu_alloc=page` on the command line, as many pages as the first chunk needs;
 //! 2. the first chunk is built: the boot processor's unit in frames of its node, a copy of the section, which is the
 //!    template; all other CPUs share one that is read only;
 //! 3. the allocator takes the chunk over, and [`Kernel`] names it in the types of handles;
@@ -27,7 +27,7 @@ use self::memory::KernelMemory;
 use crate::irq_lock::IrqLock;
 use crate::machine::{MAX_CPUS, Machine};
 use crate::memory::{PER_CPU_WINDOW, PHYSICAL_MAP, paging};
-use crate::println;
+use crate::{modules, println};
 
 pub mod memory;
 pub mod template;
@@ -42,9 +42,9 @@ pub const BOOT_CPU: CpuId = CpuId::new(0);
 /// Where the units' memory comes from.
 pub type Memory = Paging<KernelMemory, IrqLock>;
 
-/// The room of a unit, and so the limit of an area. It is address space: only pages in use have memory. The allocator keeps a few
-/// bytes for each chunk that a window of 1 GiB has room for, and for each page of a chunk that is there.
-const UNIT_BYTES: usize = 256 << 10;
+/// The most chunks. On a machine with many possible CPUs units are small, and a window has room for more of them than its
+/// places are worth: they have 64 KiB with 240 CPUs, so that 128 MiB a CPU can be had.
+const MAX_CHUNKS: u32 = 2048;
 
 static INSTANCE: Instance<Memory, IrqLock> = Instance::new();
 
@@ -120,7 +120,7 @@ pub fn set_up(machine: &Machine) {
     let plan = if by_page {
         UnitPlan::page(&spec, &topology, &mut words)
     } else {
-        UnitPlan::exact(&spec, UNIT_BYTES, &topology, &mut words)
+        UnitPlan::embed(&spec, &topology, &mut words)
     };
     let plan = plan.unwrap_or_else(|error| panic!("no plan for the units: {error}"));
     println!("{}", plan.boot_log());
@@ -131,6 +131,7 @@ pub fn set_up(machine: &Machine) {
         window: VirtAddr::new(PER_CPU_WINDOW as u64),
         neutral_base: template.base,
         node: NodeId::new(0),
+        max_chunks: MAX_CHUNKS,
     };
     // SAFETY: the tables are in use and the only ones, physical memory is mapped there, and the window is nobody else's.
     let mut paging = unsafe { Memory::new(KernelMemory, setup, &plan) }
@@ -146,12 +147,14 @@ pub fn set_up(machine: &Machine) {
         .unwrap_or_else(|error| panic!("set up twice: {error}"));
 }
 
-/// Gives a CPU that is about to come its copies, and writes its number into its own.
+/// Gives a CPU that is about to come for the first time its copies, with the initial values of the modules' variables, and writes
+/// its number into its own.
 ///
 /// # Errors
 /// [`CpuError`]: it is not possible, or there is no memory.
 pub fn bring_up(cpu: CpuId) -> Result<(), CpuError> {
     Kernel::allocator().bring_up(cpu)?;
+    modules::initialise(cpu);
     // SAFETY: the CPU does not run yet, and nobody else uses this variable.
     unsafe { copy(&CPU_NUMBER, cpu).write(CpuCell::new(cpu.get())) };
     Ok(())

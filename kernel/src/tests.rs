@@ -13,14 +13,16 @@ use crate::percpu::{Kernel, copy};
 use crate::println;
 
 pub mod death;
+mod hotplug;
 mod memory;
 mod modules;
 mod one_op;
 mod op_sweeps;
-mod ops;
+pub mod ops;
 mod paging;
 mod percpu;
 mod placing;
+mod shootdown;
 mod sweep;
 mod trace;
 mod user;
@@ -110,6 +112,8 @@ pub fn run_all() -> Outcome {
     let tests = [
         memory::TESTS,
         percpu::TESTS,
+        hotplug::TESTS,
+        shootdown::TESTS,
         paging::TESTS,
         ops::TESTS,
         one_op::TESTS,

@@ -64,6 +64,9 @@ pub struct PagingSetup {
     pub neutral_base: usize,
     /// The node that metadata and shared tables come from.
     pub node: NodeId,
+    /// The most chunks at a time, the first one included. The allocator's table takes 30 bytes for each, whether it is there
+    /// or not, and small units make room for many in 1 GiB. There is always one, and never more than there is room for.
+    pub max_chunks: u32,
 }
 
 /// What a [`Paging`] has taken and done.
@@ -126,14 +129,15 @@ pub struct PagingStats {
 /// # let (level_4, section_start): (PhysAddr, *const u8) = (PhysAddr::new(0x1000), core::ptr::null());
 /// # let section: &[u8] = &[];
 /// let (mut words, mut offsets) = ([0; storage_words(4)], [0; 4]);
-/// let spec = FirstChunkSpec { static_bytes: section.len(), atom_bytes: 4096, ..FirstChunkSpec::default() };
-/// let plan = UnitPlan::exact(&spec, 256 << 10, &EvenNodes::new(4, 2)?, &mut words)?;
+/// let spec = FirstChunkSpec { static_bytes: section.len(), ..FirstChunkSpec::default() };
+/// let plan = UnitPlan::embed(&spec, &EvenNodes::new(4, 2)?, &mut words)?;
 /// let setup = PagingSetup {
 ///     level_4: PhysFrame::containing_address(level_4), // from CR3
 ///     physical_memory_offset: VirtAddr::new(0xffff_8000_0000_0000),
 ///     window: VirtAddr::new(0xffff_c000_0000_0000),
 ///     neutral_base: section_start.addr(),
 ///     node: NodeId::new(0),
+///     max_chunks: 4096,
 /// };
 /// // SAFETY: all as `PagingSetup` says; the window is used for nothing else.
 /// let mut paging = unsafe { Paging::<Memory, RawMutex>::new(Memory, setup, &plan)? };
@@ -167,11 +171,13 @@ struct Geometry {
     /// Bytes of it that may have initial values: the static and the reserved region.
     initial_bytes: usize,
     node: NodeId,
+    max_chunks: u32,
 }
 
 impl Geometry {
     fn chunks(&self) -> u32 {
-        (DIRECTORY_BYTES / self.pitch_bytes) as u32
+        let room = (DIRECTORY_BYTES / self.pitch_bytes) as u32;
+        self.max_chunks.clamp(1, room)
     }
 
     /// The tables that a chunk lies in.
@@ -257,6 +263,7 @@ impl<K: Frames + Shootdown, R: RawMutex> Paging<K, R> {
             first_bytes: sizes.sum_bytes(),
             initial_bytes: regions.reserved.end,
             node: setup.node,
+            max_chunks: setup.max_chunks,
         };
         let mut usage = Usage::new(bitmap);
         usage.take_chunk(geometry.tables(0));

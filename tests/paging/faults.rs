@@ -20,6 +20,7 @@ const SHAPE: Shape = Shape {
     static_bytes: 5001,
     reserved_bytes: 2048,
     frames_of_a_node: 4000,
+    max_chunks: u32::MAX,
 };
 
 #[derive(Debug, Clone, Copy)]

@@ -31,6 +31,7 @@ pub struct Shape {
     pub static_bytes: usize,
     pub reserved_bytes: usize,
     pub frames_of_a_node: u64,
+    pub max_chunks: u32,
 }
 
 impl Default for Shape {
@@ -43,6 +44,7 @@ impl Default for Shape {
             static_bytes: 5001,
             reserved_bytes: 2048,
             frames_of_a_node: 4000,
+            max_chunks: u32::MAX,
         }
     }
 }
@@ -54,6 +56,7 @@ pub fn setup(host: &Host) -> PagingSetup {
         window: VirtAddr::new(host.mmu.window.start as u64),
         neutral_base: BASE,
         node: NodeId::new(0),
+        max_chunks: u32::MAX,
     }
 }
 
@@ -98,7 +101,7 @@ impl Shape {
         );
         let plan = self.plan(&topology, &mut words).expect("a plan");
         // SAFETY: the machine is as the set-up says; its window is nobody else's.
-        let paging = unsafe { Backing::new(host, setup(host), &plan) }.expect("frames");
+        let paging = unsafe { Backing::new(host, self.setup(host), &plan) }.expect("frames");
         let paging = Box::leak(Box::new(paging));
         let values = self.template();
         let template = Template {
@@ -116,6 +119,13 @@ impl Shape {
             pcpu.bring_up(cpu).expect("frames");
         }
         pcpu
+    }
+
+    fn setup(&self, host: &Host) -> PagingSetup {
+        PagingSetup {
+            max_chunks: self.max_chunks,
+            ..setup(host)
+        }
     }
 
     fn plan<'w>(
@@ -156,7 +166,7 @@ impl Shape {
             );
         };
         // SAFETY: the machine is as the set-up says; its window is nobody else's.
-        let paging = unsafe { Backing::new(host, setup(host), &plan) };
+        let paging = unsafe { Backing::new(host, self.setup(host), &plan) };
         let mut paging = paging.inspect_err(|_| taken_down())?;
         let values = self.template();
         let template = Template {

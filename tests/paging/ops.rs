@@ -19,6 +19,7 @@ const SHAPE: Shape = Shape {
     static_bytes: 100,
     reserved_bytes: 0,
     frames_of_a_node: 2000,
+    max_chunks: u32::MAX,
 };
 
 enum Kernel {}

@@ -160,6 +160,34 @@ fn zeroed_frames_stay_zeroed() {
     shape.run_on(&host, act).unwrap();
 }
 
+/// Without a place there is no chunk, and with one again there is.
+#[test]
+fn no_more_chunks_than_wanted() {
+    let shape = Shape {
+        max_chunks: 3,
+        ..Shape::default()
+    };
+    shape.run(|machine| {
+        let pcpu = machine.pcpu;
+        let mut areas = Vec::new();
+        let error = loop {
+            match pcpu.allocate(&Request::new(30_000, 8)) {
+                Ok(area) => areas.push(area),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, AllocError::Backing(_)), "{error}");
+        assert_eq!((areas.len(), pcpu.stats().chunks), (2, 3));
+        machine.audit();
+        let last = areas.pop().unwrap();
+        pcpu.free_area(last, FreeFlags::empty()).unwrap();
+        areas.push(pcpu.allocate(&Request::new(30_000, 8)).unwrap());
+        for area in areas {
+            pcpu.free_area(area, FreeFlags::empty()).unwrap();
+        }
+    });
+}
+
 /// Tables of level 1 come with the first chunk in their 2 MiB and go with the last.
 #[test]
 fn tables_come_and_go_with_chunks() {

@@ -1,6 +1,7 @@
 //! What is refused at set-up: by one clear line, with the value and the limit.
 
 use parking_lot::RawMutex;
+use pcpu::backing::Backing;
 use pcpu::backing::paging::{FirstChunkError, InitialError, Paging, PagingError, PagingSetup};
 use pcpu::unit::{CpuId, EvenNodes, FirstChunkSpec, Template, UnitPlan, storage_words};
 use x86_64::VirtAddr;
@@ -87,6 +88,38 @@ fn what_cannot_be_is_refused() {
     assert_eq!(again.err(), Some(PagingError::WindowInUse { address }));
     // SAFETY: nobody used it.
     unsafe { paging.tear_down() };
+    assert!(host.out().is_empty());
+}
+
+/// Small units make room for many chunks, of which only so many are wanted.
+#[test]
+fn chunks_are_limited() {
+    let host = Host::new(1, 200, 320);
+    let spec = FirstChunkSpec {
+        static_bytes: 100,
+        ..FirstChunkSpec::default()
+    };
+    let mut words = vec![0; storage_words(240)];
+    let topology = EvenNodes::new(240, 1).unwrap();
+    let plan = UnitPlan::embed(&spec, &topology, &mut words).unwrap();
+    let room = (1 << 30) / plan.sizes().unit_bytes() as u32;
+    for (max_chunks, chunks) in [
+        (0, 1),
+        (1, 1),
+        (100, 100),
+        (room + 1, room),
+        (u32::MAX, room),
+    ] {
+        let setup = PagingSetup {
+            max_chunks,
+            ..setup(&host)
+        };
+        // SAFETY: the set-up is true; nothing of it is used.
+        let paging = unsafe { Paging::<_, RawMutex>::new(&host, setup, &plan) }.unwrap();
+        assert_eq!(paging.window().chunks, chunks, "{max_chunks}");
+        // SAFETY: nobody used it.
+        unsafe { paging.tear_down() };
+    }
     assert!(host.out().is_empty());
 }
 

@@ -3,6 +3,7 @@
 //! Nothing here assumes where cargo puts what it builds: paths come from its JSON messages.
 
 use std::error::Error;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -26,6 +27,18 @@ pub fn cargo(args: &str) -> Command {
     let mut command = Command::new(cargo);
     command.args(args.split_whitespace()).current_dir(root());
     command
+}
+
+/// The first line that a program says of its version.
+pub fn version_of(program: impl AsRef<OsStr>) -> Result<String, Failure> {
+    let output = Command::new(program).arg("--version").output()?;
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// The compiler.
+pub fn rustc() -> OsString {
+    std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())
 }
 
 /// One check: `command` exits with 0. Its output goes to the terminal.

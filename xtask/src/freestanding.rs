@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::command::{self, Failure, build, cargo, root};
+use crate::command::{self, Failure, build, cargo, root, rustc};
 use crate::tally::Tally;
 
 const SOURCE: &str = "xtask/freestanding/main.rs";
@@ -34,7 +34,7 @@ fn link() -> Result<PathBuf, Failure> {
         .ok_or("cargo names no library")?;
     let program = library.with_file_name("pcpu-freestanding");
 
-    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    let mut rustc = Command::new(rustc());
     rustc
         .current_dir(root())
         .args(["--edition=2024", "-O", "-Cpanic=abort", "-Dwarnings"])

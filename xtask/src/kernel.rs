@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 use crate::command::{Failure, build, cargo, root};
 use crate::tally::Tally;
 
+mod boot_log;
 mod code;
 mod options;
 mod qemu;
+pub mod results;
 mod trace;
 
 use options::Job;
@@ -29,7 +31,16 @@ const FAILED: i32 = 35;
 
 /// Builds and runs the kernel; the closing line is the tally.
 pub fn run(options: &Options) -> ExitCode {
-    let tally = check(options).unwrap_or_else(|failure| {
+    close(check(options))
+}
+
+/// Counts the instructions of the operations and keeps them as results.
+pub fn run_results() -> ExitCode {
+    close(results::write())
+}
+
+fn close(result: Result<Tally, Failure>) -> ExitCode {
+    let tally = result.unwrap_or_else(|failure| {
         println!("{failure}");
         Tally::FAIL
     });
@@ -47,6 +58,16 @@ pub fn check_args(args: &str) -> Result<Tally, Failure> {
     check(&Options::parse(&args)?)
 }
 
+/// A step that also compares the boot log with what Linux would print.
+pub fn check_with_log(args: &str) -> Result<Tally, Failure> {
+    let args: Vec<&str> = args.split_whitespace().collect();
+    let options = Options::parse(&args)?;
+    let run = boot(&options, "")?;
+    let mut tally = boot_log::check(&options, &run.lines)?;
+    tally += tally_of(&run)?;
+    Ok(tally)
+}
+
 /// A step that also replays a trace, which is named from the root of the workspace.
 pub fn check_trace(args: &str, trace: &str) -> Result<Tally, Failure> {
     let args: Vec<&str> = args.split_whitespace().collect();
@@ -62,13 +83,16 @@ pub fn check_possible() -> Result<Tally, Failure> {
     const MANY: &str = "--cpus 2 --possible 240";
     let frames = |args: &str| {
         let args: Vec<&str> = args.split_whitespace().collect();
-        let run = boot(&Options::parse(&args)?, "")?;
+        let options = Options::parse(&args)?;
+        let run = boot(&options, "")?;
         let frames = run.lines.iter().find_map(|line| {
             let number = line.strip_suffix(" frames for per-CPU memory")?;
             number.parse::<u64>().ok()
         });
         let frames = frames.ok_or("the kernel did not tell its frames")?;
-        Ok::<_, Failure>((frames, tally_of(&run)?))
+        let mut tally = boot_log::check(&options, &run.lines)?;
+        tally += tally_of(&run)?;
+        Ok::<_, Failure>((frames, tally))
     };
     let ((few, tally_of_few), (many, tally_of_many)) = (frames(FEW)?, frames(MANY)?);
     let held = few > 0 && 2 * many <= 3 * few;
@@ -80,9 +104,13 @@ pub fn check_possible() -> Result<Tally, Failure> {
     Ok(tally)
 }
 
-/// Builds and runs the kernel; the tests that it told of.
+/// Builds and runs the kernel; the tests that it told of, or whether it counted to the end.
 pub fn check(options: &Options) -> Result<Tally, Failure> {
-    tally_of(&boot(options, "")?)
+    let run = boot(options, "")?;
+    match options.job {
+        Job::Test => tally_of(&run),
+        Job::Bench => Ok(Tally::of(run.passed())),
+    }
 }
 
 /// The tests that a kernel told of.
@@ -95,7 +123,7 @@ fn tally_of(run: &Run) -> Result<Tally, Failure> {
     let mut tally = tally
         .filter(|&tally| tally != Tally::default())
         .ok_or("the kernel ended without a tally")?;
-    if run.status.code() != Some(PASSED) && tally.failed == 0 {
+    if !run.passed() && tally.failed == 0 {
         let status = run.status;
         println!("QEMU: {status}, not the exit code {PASSED} of a kernel that passed");
         tally += Tally::FAIL;
@@ -140,6 +168,12 @@ pub fn check_code() -> Result<Tally, Failure> {
 struct Run {
     lines: Vec<String>,
     status: ExitStatus,
+}
+
+impl Run {
+    fn passed(&self) -> bool {
+        self.status.code() == Some(PASSED)
+    }
 }
 
 /// Builds the kernel and boots it with some more words on its command line; shows what it prints.

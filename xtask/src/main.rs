@@ -6,6 +6,7 @@
 //! | `test FILTER` | those steps whose name contains FILTER |
 //! | `api` | writes `docs/public-api.txt` anew |
 //! | `kernel [OPTIONS]` | boots the kernel in QEMU and runs its tests; the options: `src/kernel/options.rs` |
+//! | `kernel-results` | counts the instructions of the kernel's operations and writes `benches/results/kernel.csv` |
 //! | `measure [--quick]` | all figures of this machine, into `benches/results/`, and their plot |
 //! | `plot` | draws `docs/figures.svg` from `benches/results/` |
 //!
@@ -26,7 +27,7 @@ mod steps;
 mod tally;
 
 const USAGE: &str = "usage: cargo xtask test [FILTER] | cargo xtask api | cargo xtask kernel [OPTIONS] | \
-                     cargo xtask measure [--quick] | cargo xtask plot";
+                     cargo xtask kernel-results | cargo xtask measure [--quick] | cargo xtask plot";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
             Ok(options) => kernel::run(&options),
             Err(line) => wrong_use(&line),
         },
+        ["kernel-results"] => kernel::run_results(),
         ["measure", ref options @ ..] => match measure::Effort::parse(options) {
             Ok(effort) => measure::run(effort),
             Err(line) => wrong_use(&line),

@@ -21,9 +21,9 @@ const STEPS: &[Step] = &[
         run: || {
             check(&mut cargo(
                 "fmt --all --check -- xtask/freestanding/main.rs kernel/modules/counter.rs \
-                 kernel/modules/large.rs kernel/modules/reader.rs fuzz/fuzz_targets/arguments.rs \
-                 fuzz/fuzz_targets/object.rs fuzz/fuzz_targets/operations.rs fuzz/fuzz_targets/plan.rs \
-                 fuzz/fuzz_targets/trace.rs",
+                 kernel/modules/far.rs kernel/modules/large.rs kernel/modules/reader.rs \
+                 fuzz/fuzz_targets/arguments.rs fuzz/fuzz_targets/object.rs fuzz/fuzz_targets/operations.rs \
+                 fuzz/fuzz_targets/plan.rs fuzz/fuzz_targets/trace.rs",
             ))
         },
     },
@@ -122,6 +122,11 @@ const STEPS: &[Step] = &[
         run: kernel::check_code,
     },
     Step {
+        name: "kernel-bench",
+        shows: "operations of the kernel take the instructions that they took",
+        run: kernel::results::check,
+    },
+    Step {
         name: "kernel-1",
         shows: "a kernel uses the library: 1 CPU",
         run: || kernel::check_args("--cpus 1"),
@@ -129,17 +134,22 @@ const STEPS: &[Step] = &[
     Step {
         name: "kernel-4",
         shows: "4 CPUs, units of as many pages as the first chunk needs",
-        run: || kernel::check_args("--cpus 4 --page"),
+        run: || kernel::check_with_log("--cpus 4 --page"),
     },
     Step {
-        name: "kernel-trace",
+        name: "kernel-trace-4",
         shows: "4 CPUs replay a recorded trace at once",
         run: || kernel::check_trace("--cpus 4", "traces/boot8.trace.gz"),
     },
     Step {
+        name: "kernel-trace-64",
+        shows: "64 CPUs on 4 nodes replay the trace of 32 at once",
+        run: || kernel::check_trace("--cpus 64 --nodes 4", "traces/numa32.trace.gz"),
+    },
+    Step {
         name: "kernel-64",
         shows: "64 CPUs on 4 nodes",
-        run: || kernel::check_args("--cpus 64 --nodes 4"),
+        run: || kernel::check_with_log("--cpus 64 --nodes 4"),
     },
     Step {
         name: "kernel-possible",

@@ -51,6 +51,10 @@ pub struct Placement {
     pub alloc_op: u64,
     /// The operation that freed it.
     pub free_op: Option<u64>,
+    /// The CPU that allocated it, as the trace has it.
+    pub alloc_cpu: u32,
+    /// The CPU that freed it, as the trace has it.
+    pub free_cpu: Option<u32>,
     cpu: u32,
 }
 
@@ -129,6 +133,8 @@ impl CheckedPass {
                         request,
                         alloc_op: self.found.ops(),
                         free_op: None,
+                        alloc_cpu: step.cpu,
+                        free_cpu: None,
                         cpu,
                     });
                     self.found.allocs += 1;
@@ -140,6 +146,7 @@ impl CheckedPass {
                 let op = self.found.ops();
                 let row = &mut self.found.placements[self.rows[area as usize]];
                 row.free_op = Some(op);
+                row.free_cpu = Some(step.cpu);
                 self.found.remote_frees += u64::from(row.cpu != cpu);
                 self.found.frees += 1;
                 self.live_bytes -= live.bytes as u64;

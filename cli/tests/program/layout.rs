@@ -66,6 +66,24 @@ fn suffixes_and_ranges() {
     );
 }
 
+/// As the help says: `page` has a rule of its own for both, and both are required and looked at.
+#[test]
+fn page_rounds_by_its_own_rule() {
+    let of = |options: &str| {
+        run(&format!(
+            "layout --static 208K --reserved 8K --first-chunk page --node 0-1 {options}"
+        ))
+    };
+    let page = of("--dyn 0 --atom 4K").ok();
+    assert!(page.starts_with("percpu: 57 4K pages/cpu s212992 r8192 d12288\n"));
+    assert_eq!(of("--dyn 1M --atom 2M").ok(), page);
+    assert!(of("--dyn 0").error(2).contains("--atom N is missing"));
+    assert!(of("--atom 4K").error(2).contains("--dyn N is missing"));
+    assert!(of("--dyn 0 --atom 5000").error(2).contains("5000"));
+    let help = run("layout --help").ok();
+    assert!(!help.contains("takes no --"), "{help}");
+}
+
 #[test]
 fn nonsense_is_named_with_its_limit() {
     for (options, value, limit) in [

@@ -99,12 +99,22 @@ fn assert_figures(report: &Value, figures: &[(&str, u64)]) {
     }
 }
 
+/// What is written of the placements of a file.
+#[track_caller]
+fn written(name: &str, file: &str, options: &str) -> String {
+    let out = path(&format!("{name}.csv"));
+    run(&format!(
+        "replay {file} --placements {} {options}",
+        out.display()
+    ))
+    .ok();
+    fs::read_to_string(out).unwrap()
+}
+
 /// The rows of the placements of a file, without the header.
 #[track_caller]
 fn placements(name: &str, file: &str) -> Vec<String> {
-    let out = path(&format!("{name}.csv"));
-    run(&format!("replay {file} --placements {}", out.display())).ok();
-    let text = fs::read_to_string(out).unwrap();
+    let text = written(name, file, "");
     let mut lines = text.lines().map(str::to_owned);
     assert_eq!(
         lines.next().as_deref(),
@@ -418,6 +428,77 @@ fn placements_say_what_was_asked_for() {
             offset >= DYNAMIC_START && offset.is_multiple_of(align),
             "{row}"
         );
+    }
+}
+
+/// Other tools read this file: no byte of it may be another.
+#[test]
+fn placements_to_the_letter() {
+    let file = trace(
+        "letter",
+        &[alloc(3, 5, 1, 1), alloc(0, 8, 8, 2), free(1, 1)],
+    );
+    assert_eq!(
+        written("letter", &file, ""),
+        "id,chunk,offset,size,align,alloc_op,free_op\n0,0,221184,5,1,0,2\n1,0,221192,8,8,1,\n"
+    );
+}
+
+#[test]
+fn placements_with_the_cpus_of_the_trace() {
+    // The trace's CPUs, though the machine has fewer.
+    let file = trace(
+        "with_cpus",
+        &[alloc(3, 5, 1, 1), alloc(20, 8, 8, 2), free(17, 1)],
+    );
+    assert_eq!(
+        written("with_cpus", &file, "--placement-cpus --cpus 2"),
+        "id,chunk,offset,size,align,alloc_op,free_op,alloc_cpu,free_cpu\n\
+         0,0,221184,5,1,0,2,3,17\n\
+         1,0,221192,8,8,1,,20,\n"
+    );
+    // The same file but for the two columns, on a trace with all sorts of events.
+    let with_cpus = written("boot8_with_cpus", BOOT8, "--placement-cpus");
+    let mut without_cpus = String::new();
+    for line in with_cpus.lines() {
+        let fields: Vec<_> = line.split(',').collect();
+        let [plain @ .., alloc_cpu, free_cpu] = &fields[..] else {
+            panic!("{line}")
+        };
+        without_cpus += &(plain.join(",") + "\n");
+        if *alloc_cpu == "alloc_cpu" {
+            continue;
+        }
+        let is_cpu = |field: &str| field.parse::<u32>().is_ok_and(|cpu| cpu < 8);
+        assert!(is_cpu(alloc_cpu), "{line}");
+        assert_eq!(is_cpu(free_cpu), plain.last() != Some(&""), "{line}");
+    }
+    assert!(without_cpus.lines().count() > 1000);
+    assert_eq!(without_cpus, written("boot8_without_cpus", BOOT8, ""));
+}
+
+#[test]
+fn cpus_without_placements_go_nowhere() {
+    let file = trace("nowhere", &[alloc(0, 8, 8, 1)]);
+    let run = run(&format!("replay {file} --placement-cpus"));
+    let error = run.error(2);
+    assert!(
+        error.contains("--placement-cpus") && error.contains("--placements OUT.csv"),
+        "{error}"
+    );
+    assert_eq!(run.stdout, "");
+}
+
+#[test]
+fn help_tells_the_columns() {
+    let help = run("replay --help").ok();
+    for text in [
+        "--placements <OUT.csv>",
+        "id,chunk,offset,size,align,alloc_op,free_op:",
+        "--placement-cpus\n",
+        "alloc_cpu,free_cpu:",
+    ] {
+        assert!(help.contains(text), "{text}: {help}");
     }
 }
 

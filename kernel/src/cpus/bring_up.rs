@@ -1,10 +1,11 @@
-//! Starting the other CPUs.
+//! Starting the other CPUs, and letting them go.
 //!
 //! They begin in 16-bit code, at a page below 1 MiB that a trampoline is copied to. It leads them to 64-bit code and the
-//! kernel's page tables; each finds its stack by the id of its local APIC. They come all at once.
+//! kernel's page tables; each finds its stack by the id of its local APIC. They come all at once. One that goes offline waits for
+//! the reset that begins its next life; its unit, its stack and its tables stay.
 //!
 //! What always holds: a CPU loads its descriptor tables and then its GS base before it touches a per-CPU variable, and the
-//! allocator has materialised it before that.
+//! allocator has materialised it before that, once and for all: its copies keep their values while it is away.
 
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -84,9 +85,14 @@ pub fn start(machine: &Machine, cpus: impl Iterator<Item = CpuId> + Clone) {
     place_trampoline();
     let mut expected = work::nr_online();
     for cpu in cpus.clone() {
-        prepare(cpu, machine);
-        let stack = stacks::allocate(machine.node_of_cpu(cpu), STACK_PAGES);
-        AP_STACKS[usize::from(apic_id(cpu))].store(stack, Ordering::Release);
+        let stack = &AP_STACKS[usize::from(apic_id(cpu))];
+        if stack.load(Ordering::Relaxed) == 0 {
+            prepare(cpu, machine);
+            let end = stacks::allocate(machine.node_of_cpu(cpu), STACK_PAGES);
+            stack.store(end, Ordering::Release);
+        } else {
+            tables::renew(cpu);
+        }
         expected += 1;
     }
     cpus.clone().for_each(|cpu| local_apic::reset(apic_id(cpu)));
@@ -107,7 +113,15 @@ pub fn start(machine: &Machine, cpus: impl Iterator<Item = CpuId> + Clone) {
     panic!("of {expected} CPUs only {} came", work::nr_online());
 }
 
-/// What must be there before a CPU runs.
+/// Takes a CPU offline, until it is [started](start) again. To be called by the boot processor, from no interrupt and from no work.
+///
+/// # Panics
+/// If the CPU is not online, or if it is the boot processor.
+pub fn stop(cpu: CpuId) {
+    work::dismiss(cpu);
+}
+
+/// What must be there before a CPU runs for the first time.
 fn prepare(cpu: CpuId, machine: &Machine) {
     percpu::bring_up(cpu).unwrap_or_else(|error| panic!("no copies for CPU {cpu}: {error}"));
     tables::prepare(cpu, machine.node_of_cpu(cpu));
@@ -126,8 +140,15 @@ fn enter(cpu: CpuId) {
 /// The other CPUs arrive here, on their own stacks.
 extern "C" fn ap_main(apic_id: u32) -> ! {
     let cpu = machine().cpu_of_apic(apic_id as u8);
-    enter(cpu.expect("it was started by its APIC id"));
-    work::help()
+    let cpu = cpu.expect("it was started by its APIC id");
+    enter(cpu);
+    work::help();
+    shootdown::leave(cpu);
+    masking::disable();
+    work::left(cpu);
+    loop {
+        x86_64::instructions::hlt();
+    }
 }
 
 /// Copies the trampoline to its page, through the physical map, and maps the page to itself, to be executed.

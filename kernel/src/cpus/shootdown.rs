@@ -3,9 +3,9 @@
 //! One CPU asks at a time. Nobody masks interrupts while it waits for its turn or for answers, so that CPUs that ask at the
 //! same time answer each other.
 //!
-//! What always holds: a CPU that counts as running has its APIC enabled, so that no question is lost; and it has forgotten
-//! all that it knew from before it counted. Nothing here is a per-CPU variable: what is being flushed may be one's own
-//! copies.
+//! What always holds: a CPU that counts as running has its APIC enabled, so that no question is lost; it has forgotten
+//! all that it knew from before it counted; and it leaves in a turn of its own, so that nobody waits for it. Nothing here is
+//! a per-CPU variable: what is being flushed may be one's own copies.
 
 use core::hint::spin_loop;
 use core::ptr;
@@ -42,6 +42,11 @@ pub fn join(cpu: CpuId) {
     tlb::flush_all();
 }
 
+/// This CPU does not answer any more. To be called with interrupts enabled: it answers until it has its turn.
+pub fn leave(cpu: CpuId) {
+    with_turn(|| RUNS[cpu.index()].store(false, Ordering::Relaxed));
+}
+
 /// Makes all CPUs that run forget what is stale.
 ///
 /// # Panics
@@ -59,6 +64,23 @@ pub fn flush(stale: Stale<'_>) {
     if !others().any(|cpu| runs(&cpu)) {
         return flush_here(stale);
     }
+    with_turn(|| {
+        STALE.store((&raw const stale).cast_mut().cast(), Ordering::Relaxed);
+        others()
+            .filter(runs)
+            .for_each(|cpu| ASKED[cpu].store(true, Ordering::Release));
+        local_apic::interrupt_others(FLUSH_VECTOR);
+        flush_here(stale);
+        for cpu in others() {
+            while ASKED[cpu].load(Ordering::Acquire) {
+                spin_loop();
+            }
+        }
+    });
+}
+
+/// Does something while no other CPU asks, and none leaves.
+fn with_turn(act: impl FnOnce()) {
     assert!(
         interrupts::are_enabled(),
         "a shootdown with interrupts masked"
@@ -66,17 +88,7 @@ pub fn flush(stale: Stale<'_>) {
     while TURN.swap(true, Ordering::Acquire) {
         spin_loop();
     }
-    STALE.store((&raw const stale).cast_mut().cast(), Ordering::Relaxed);
-    others()
-        .filter(runs)
-        .for_each(|cpu| ASKED[cpu].store(true, Ordering::Release));
-    local_apic::interrupt_others(FLUSH_VECTOR);
-    flush_here(stale);
-    for cpu in others() {
-        while ASKED[cpu].load(Ordering::Acquire) {
-            spin_loop();
-        }
-    }
+    act();
     TURN.store(false, Ordering::Release);
 }
 

@@ -24,6 +24,8 @@ static BUSY: AtomicU32 = AtomicU32::new(0);
 static HELPERS: AtomicU32 = AtomicU32::new(0);
 /// Which ones.
 static IS_HELPER: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+/// Which ones are to leave.
+static LEAVES: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
 
 /// Calls `work` once on every CPU that is online, at the same time, and returns when all are done. To be called by the
 /// boot processor, from no interrupt and from no work.
@@ -51,8 +53,25 @@ pub fn online() -> impl Iterator<Item = CpuId> {
     (0..MAX_CPUS as u32).map(CpuId::new).filter(is_online)
 }
 
-/// What a CPU does after it was started: it counts as online from here on, and never returns.
-pub fn help() -> ! {
+/// Asks a CPU to leave, and waits until it has. To be called by the boot processor, from no interrupt and from no work.
+///
+/// # Panics
+/// If the CPU is not online, or if it is the boot processor.
+pub fn dismiss(cpu: CpuId) {
+    assert!(
+        IS_HELPER[cpu.index()].load(Ordering::Acquire),
+        "CPU {cpu} is not online, or it is the boot processor"
+    );
+    LEAVES[cpu.index()].store(true, Ordering::Release);
+    local_apic::interrupt_others(WORK_VECTOR);
+    while IS_HELPER[cpu.index()].load(Ordering::Acquire) {
+        core::hint::spin_loop();
+    }
+}
+
+/// What a CPU does after it was started: it counts as online from here on. It returns when it is to leave, with interrupts
+/// enabled and nothing under way; it still answers shootdowns. [`left`] is to follow.
+pub fn help() {
     let mut done = TURN.load(Ordering::Acquire);
     IS_HELPER[current_cpu().index()].store(true, Ordering::Release);
     HELPERS.fetch_add(1, Ordering::AcqRel);
@@ -61,6 +80,9 @@ pub fn help() -> ! {
         interrupts::disable();
         let turn = TURN.load(Ordering::Acquire);
         if turn == done {
+            if LEAVES[current_cpu().index()].swap(false, Ordering::Acquire) {
+                return interrupts::enable();
+            }
             interrupts::enable_and_hlt();
             continue;
         }
@@ -71,4 +93,11 @@ pub fn help() -> ! {
         work(current_cpu());
         BUSY.fetch_sub(1, Ordering::Release);
     }
+}
+
+/// This CPU does not count as online any more.
+pub fn left(cpu: CpuId) {
+    HELPERS.fetch_sub(1, Ordering::AcqRel);
+    // Last of all: who waits for it may start the CPU anew.
+    IS_HELPER[cpu.index()].store(false, Ordering::Release);
 }

@@ -148,6 +148,18 @@ pub fn prepare(cpu: CpuId, node: NodeId) {
     unsafe { CpuTables::fill(percpu::copy(&TABLES, cpu), ends) };
 }
 
+/// Fills in `cpu`'s copy anew, with the stacks that it had: a CPU that comes again cannot load a task state that is marked as in
+/// use. The CPU does not run.
+pub fn renew(cpu: CpuId) {
+    let tables = percpu::copy(&TABLES, cpu);
+    // SAFETY: `prepare` filled it in, and the CPU does not run.
+    unsafe {
+        let ends = (*tables).tss.interrupt_stack_table;
+        let ends = core::array::from_fn(|index| ends[index].as_u64() as usize);
+        CpuTables::fill(tables, ends);
+    }
+}
+
 /// Loads `cpu`'s copy; called by that CPU, before it sets its GS base.
 pub fn load(cpu: CpuId) {
     // SAFETY: `prepare` came before.

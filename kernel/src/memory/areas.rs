@@ -10,6 +10,11 @@ use super::{AREAS, PAGE_BYTES};
 
 static NEXT: AtomicUsize = AtomicUsize::new(AREAS);
 
+/// Addresses for so many pages, which are nobody else's and where nothing is mapped.
+pub fn addresses(pages: usize) -> usize {
+    NEXT.fetch_add(pages * PAGE_BYTES, Ordering::Relaxed)
+}
+
 /// So many zeroed values, in memory of node 0 or near it.
 ///
 /// # Panics
@@ -25,7 +30,7 @@ pub fn zeroed<T: FromZeros>(count: usize) -> &'static [T] {
 pub fn made<T>(count: usize, make: impl Fn(usize) -> T) -> &'static mut [T] {
     const { assert!(align_of::<T>() <= PAGE_BYTES) };
     let bytes = (count * size_of::<T>()).next_multiple_of(PAGE_BYTES);
-    let start = NEXT.fetch_add(bytes, Ordering::Relaxed);
+    let start = addresses(bytes / PAGE_BYTES);
     for page in (start..start + bytes).step_by(PAGE_BYTES) {
         paging::map_new(page, NodeId::new(0), Access::ReadWrite)
             .unwrap_or_else(|_| panic!("no memory for an area of {bytes} bytes"));

@@ -3,15 +3,11 @@
 //! What always holds: what was made for a module that cannot be loaded goes when the half-made object is dropped, as what
 //! was made for a loaded one does.
 
-use core::fmt;
-
-use pcpu::{AllocError, CpuError};
-
-use super::object::{Home, Kind, Loaded, ObjectError, Wanted};
-use super::pages::Pages;
-use super::{PerCpuArea, Placement, exported};
+use super::object::{Home, Kind, Loaded, Wanted};
+use super::pages::{Code, Pages};
+use super::{LoadError, PerCpuArea, PlaceError, Placement, exported};
 use crate::memory::PAGE_BYTES;
-use crate::memory::paging::{Access, OutOfFrames};
+use crate::memory::paging::Access;
 
 /// A module that is loaded. Dropping it unloads it: no CPU may run its code any more.
 pub struct Module(Loaded<'static, Place>);
@@ -22,69 +18,16 @@ enum Place {
     PerCpu(PerCpuArea),
 }
 
-/// Why a module cannot be loaded. Nothing is left of it.
-pub type LoadError = ObjectError<'static, PlaceError>;
-
-/// Why a section has no memory.
-#[derive(Debug)]
-pub enum PlaceError {
-    /// No room for its per-CPU variables.
-    PerCpu(AllocError),
-    /// A CPU has no memory for its copies.
-    Cpu(CpuError),
-    /// No memory for its code or data.
-    OutOfFrames,
-    /// It must lie at a multiple of more than a page.
-    Align {
-        /// What it asks for, in bytes.
-        align: usize,
-    },
-}
-
-impl fmt::Display for PlaceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::PerCpu(error) => error.fmt(f),
-            Self::Cpu(error) => error.fmt(f),
-            Self::OutOfFrames => f.write_str("no memory for code or data"),
-            Self::Align { align } => {
-                write!(
-                    f,
-                    "an alignment of {align} bytes, the limit is {PAGE_BYTES}"
-                )
-            }
-        }
-    }
-}
-
-impl core::error::Error for PlaceError {}
-
-impl From<AllocError> for PlaceError {
-    fn from(error: AllocError) -> Self {
-        Self::PerCpu(error)
-    }
-}
-
-impl From<CpuError> for PlaceError {
-    fn from(error: CpuError) -> Self {
-        Self::Cpu(error)
-    }
-}
-
-impl From<OutOfFrames> for PlaceError {
-    fn from(_: OutOfFrames) -> Self {
-        Self::OutOfFrames
-    }
-}
-
 /// The kernel as the home of a module that is being loaded.
 struct Kernel<'a> {
+    code: Code,
     placement: Placement,
     others: &'a [&'a Module],
 }
 
 /// Where what is loaded already is looked for.
 const LOADED: Kernel<'static> = Kernel {
+    code: Code::Near,
     placement: Placement::Dynamic,
     others: &[],
 };
@@ -107,7 +50,7 @@ impl Home for Kernel<'_> {
         if align > PAGE_BYTES {
             return Err(PlaceError::Align { align });
         }
-        Ok(Place::Pages(Pages::map(bytes, access)?))
+        Ok(Place::Pages(Pages::map(bytes, access, self.code)?))
     }
 
     fn address(&self, place: &Place) -> usize {
@@ -132,8 +75,8 @@ impl Home for Kernel<'_> {
 }
 
 impl Module {
-    /// Loads an object, with its per-CPU variables at `placement`. What it uses is looked up in the kernel's exports and
-    /// in `others`, which must stay loaded as long as it.
+    /// Loads an object, with its per-CPU variables at `placement` and its code near. What it uses is looked up in the kernel's
+    /// exports and in `others`, which must stay loaded as long as it.
     ///
     /// # Errors
     /// [`LoadError`].
@@ -142,7 +85,24 @@ impl Module {
         placement: Placement,
         others: &[&Module],
     ) -> Result<Self, LoadError> {
-        let mut home = Kernel { placement, others };
+        Self::load_to(Code::Near, object, placement, others)
+    }
+
+    /// [`load`](Self::load), with its code and data elsewhere.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn load_to(
+        code: Code,
+        object: &'static [u8],
+        placement: Placement,
+        others: &[&Module],
+    ) -> Result<Self, LoadError> {
+        let mut home = Kernel {
+            code,
+            placement,
+            others,
+        };
         Ok(Self(Loaded::load(object, &mut home)?))
     }
 

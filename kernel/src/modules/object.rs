@@ -32,6 +32,9 @@ pub const MAX_NAME_BYTES: usize = 256;
 /// The prefix of the names of per-CPU sections.
 const PER_CPU: &str = ".data..percpu";
 
+/// What a symbol without a name is called.
+pub const NAMELESS: &str = "a section";
+
 type File<'a> = ElfBytes<'a, LittleEndian>;
 
 /// What a section needs at run time.
@@ -157,10 +160,16 @@ pub enum ObjectError<'a, E> {
     },
     /// An address is too far away for the instruction that uses it.
     OutOfReach {
-        /// What should have been written to 32 bits.
-        value: i64,
-        /// Where.
+        /// What is used: its name, or [`NAMELESS`].
+        symbol: &'a str,
+        /// Where it is used.
         at: At,
+        /// The address of that place.
+        place: usize,
+        /// What should have been written to 32 bits: its address, or how far it is.
+        value: i64,
+        /// As far as 32 bits reach, up and down.
+        limit: i64,
     },
 }
 
@@ -192,9 +201,17 @@ impl<E: fmt::Display> fmt::Display for ObjectError<'_, E> {
                 write!(f, "{at}: an unknown type of relocation, {kind}")
             }
             Self::OutOfSection { at, bytes } => write!(f, "{at}: the section ends at {bytes:#x}"),
-            Self::OutOfReach { value, at } => {
-                write!(f, "{at}: {value:#x} does not fit into 32 bits")
-            }
+            Self::OutOfReach {
+                symbol,
+                at,
+                place,
+                value,
+                limit,
+            } => write!(
+                f,
+                "{at}: {}, used at {place:#x}: {value:#x} is out of reach, the limit is {limit:#x} up and down",
+                symbol.escape_debug()
+            ),
         }
     }
 }
@@ -300,15 +317,22 @@ impl<'a, P> Loaded<'a, P> {
                 let address = loaded.resolve(home, &symbol, at)?;
                 let value = (address as i64).wrapping_add(relocation.r_addend);
                 let here = home.address(&placed.place).wrapping_add(offset as usize);
-                let relative = value.wrapping_sub(here as i64);
+                let narrow = |value: i64| {
+                    let narrow = i32::try_from(value).map(i32::to_le_bytes);
+                    narrow.map_err(|_| ObjectError::OutOfReach {
+                        symbol: loaded.name_of::<H>(&symbol),
+                        at,
+                        place: here,
+                        value,
+                        limit: i64::from(i32::MAX),
+                    })
+                };
                 match relocation.r_type {
                     abi::R_X86_64_64 => placed.write(home, at, &value.to_le_bytes())?,
                     abi::R_X86_64_PC32 | abi::R_X86_64_PLT32 => {
-                        placed.write(home, at, &signed(relative, at)?.to_le_bytes())?;
+                        placed.write(home, at, &narrow(value.wrapping_sub(here as i64))?)?;
                     }
-                    abi::R_X86_64_32S => {
-                        placed.write(home, at, &signed(value, at)?.to_le_bytes())?;
-                    }
+                    abi::R_X86_64_32S => placed.write(home, at, &narrow(value)?)?,
                     kind => return Err(ObjectError::Relocation { kind, at }),
                 }
             }
@@ -331,6 +355,12 @@ impl<'a, P> Loaded<'a, P> {
         let section = self.sections.get(usize::from(symbol.st_shndx))?.as_ref()?;
         let start = home.address(&section.place);
         Some(start.wrapping_add(symbol.st_value as usize))
+    }
+
+    /// The name of a symbol, as far as it has one.
+    fn name_of<H: Home<Place = P>>(&self, symbol: &Symbol) -> &'a str {
+        let name = self.names.get::<H::Error>(symbol.st_name).ok();
+        name.filter(|name| !name.is_empty()).unwrap_or(NAMELESS)
     }
 
     fn resolve<H: Home<Place = P>>(
@@ -411,8 +441,4 @@ fn at_most<'a, E>(
         true => Ok(()),
         false => Err(ObjectError::TooMany { what, count, limit }),
     }
-}
-
-fn signed<'a, E>(value: i64, at: At) -> Result<i32, ObjectError<'a, E>> {
-    i32::try_from(value).map_err(|_| ObjectError::OutOfReach { value, at })
 }

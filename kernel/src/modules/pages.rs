@@ -1,19 +1,30 @@
-//! The pages of a module's code and data, in the low 2 GiB, from where its instructions reach the kernel and all handles.
+//! The pages of a module's code and data: in the low 2 GiB, from where its instructions reach the kernel and all handles by 32 bits,
+//! or far away.
 //!
 //! They are written through the physical map: the mapping that is executed cannot be written, not even while the module
 //! is loaded.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use pcpu::backing::paging::Stale;
 use pcpu::unit::NodeId;
-use x86_64::instructions::tlb;
 
-use crate::cpus::work::on_all_cpus;
+use crate::cpus::shootdown;
 use crate::memory::paging::{self, Access, OutOfFrames};
-use crate::memory::{MODULES, PAGE_BYTES, PHYSICAL_MAP, frames};
+use crate::memory::{FAR_MODULES, MODULES, PAGE_BYTES, PHYSICAL_MAP, frames};
 
 /// Addresses are used once.
-static NEXT: AtomicUsize = AtomicUsize::new(MODULES);
+static NEXT_NEAR: AtomicUsize = AtomicUsize::new(MODULES);
+static NEXT_FAR: AtomicUsize = AtomicUsize::new(FAR_MODULES);
+
+/// Where a module's code and data come to lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// Within 2 GiB of the kernel and of all handles.
+    Near,
+    /// Farther away than 32 bits reach: the module must be made for that (the large code model).
+    Far,
+}
 
 /// The most pages of a section.
 const MAX_PAGES: usize = 16;
@@ -29,12 +40,16 @@ impl Pages {
     ///
     /// # Errors
     /// [`OutOfFrames`], also for a section of more than [`MAX_PAGES`]; nothing stays mapped.
-    pub fn map(bytes: usize, access: Access) -> Result<Self, OutOfFrames> {
+    pub fn map(bytes: usize, access: Access, code: Code) -> Result<Self, OutOfFrames> {
         let wanted = bytes.div_ceil(PAGE_BYTES);
         if wanted > MAX_PAGES {
             return Err(OutOfFrames);
         }
-        let start = NEXT.fetch_add(wanted * PAGE_BYTES, Ordering::Relaxed);
+        let next = match code {
+            Code::Near => &NEXT_NEAR,
+            Code::Far => &NEXT_FAR,
+        };
+        let start = next.fetch_add(wanted * PAGE_BYTES, Ordering::Relaxed);
         let mut pages = Self { start, pages: 0 };
         while pages.pages < wanted {
             let address = start + pages.pages * PAGE_BYTES;
@@ -84,7 +99,7 @@ impl Drop for Pages {
             *frame = Some(unsafe { paging::unmap(address) });
         }
         if self.pages > 0 {
-            on_all_cpus(&|_| tlb::flush_all());
+            shootdown::flush(Stale::range(self.start, self.bytes()));
         }
         for frame in frames_of_pages.into_iter().flatten() {
             // SAFETY: it was this module's, and no CPU can reach it any more.

@@ -6,8 +6,8 @@ use pcpu::{AllocError, Domain, PerCpuPtr, per_cpu_ptr};
 
 use super::{Test, Why, copy_of};
 use crate::cpus::work::{on_all_cpus, online};
-use crate::memory::frames;
-use crate::modules::{LoadError, Module, PlaceError, Placement, SHARED_HITS};
+use crate::memory::{FAR_MODULES, PAGE_BYTES, frames, image};
+use crate::modules::{Code, LoadError, Module, PlaceError, Placement, SHARED_HITS};
 use crate::percpu::Kernel;
 use crate::{ensure, probe};
 
@@ -24,7 +24,19 @@ pub const TESTS: &[Test] = &[
         "a module uses another module's variable",
         module_uses_module,
     ),
+    Test::new(
+        "a module out of the reach of 32 bits counts like others",
+        far_module,
+    ),
+    Test::new(
+        "a module that would need 64 bits there is refused",
+        out_of_reach,
+    ),
     Test::new("what is missing keeps a module out", missing_symbol),
+    Test::new(
+        "areas outside of the reserved region are limited",
+        areas_are_limited,
+    ),
     Test::new(
         "an exhausted reserve is an error, and dynamic room is not",
         reserve_exhausted,
@@ -36,12 +48,14 @@ pub const TESTS: &[Test] = &[
     Test::new("modules come and go and leave nothing", nothing_left),
 ];
 
-static COUNTER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/counter.o"));
+/// The module `counter`.
+pub static COUNTER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/counter.o"));
 static READER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/reader.o"));
+static FAR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/far.o"));
 static LARGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/large.o"));
 
 /// The initial value of the variable of the module `counter`.
-const INITIAL: u64 = 1000;
+pub const INITIAL: u64 = 1000;
 
 fn module_counts() -> Result<(), Why> {
     for placement in [Placement::Reserved, Placement::Dynamic] {
@@ -71,7 +85,7 @@ fn module_counts() -> Result<(), Why> {
     Ok(())
 }
 
-/// The first of all, while there are CPUs that never came: dynamic room for a module's variables brings them up.
+/// CPUs that are only possible; those that come for real: `hotplug.rs`.
 fn later_than_module() -> Result<(), Why> {
     let allocator = Kernel::allocator();
     let module = Module::load(COUNTER, Placement::Reserved, &[])?;
@@ -124,6 +138,73 @@ fn module_uses_module() -> Result<(), Why> {
     Ok(())
 }
 
+fn far_module() -> Result<(), Why> {
+    const FIRST: u64 = 2000;
+    for placement in [Placement::Reserved, Placement::Dynamic] {
+        let module = Module::load_to(Code::Far, FAR, placement, &[])?;
+        let hit = function(&module, "far_hit")?;
+        let far = (hit as *const () as usize).abs_diff(image::text().start as usize);
+        ensure!(far > 1 << 32, "the code is only {far:#x} away");
+        let before = online().map(|cpu| copy_of(&SHARED_HITS, cpu)).sum::<u64>();
+        let wrong = AtomicU64::new(0);
+        on_all_cpus(&|cpu| {
+            for call in 0..=u64::from(cpu.get()) {
+                wrong.fetch_add(u64::from(hit() != FIRST + call + 1), Ordering::Relaxed);
+            }
+        });
+        let wrong = wrong.into_inner();
+        ensure!(wrong == 0, "{wrong} calls returned something else");
+        let total: u64 = online().map(|cpu| u64::from(cpu.get()) + 1).sum();
+        let shared = online().map(|cpu| copy_of(&SHARED_HITS, cpu)).sum::<u64>() - before;
+        ensure!(
+            shared == 2 * total,
+            "{shared} in the kernel's, not twice {total}"
+        );
+    }
+    Ok(())
+}
+
+/// A module that is made for 32 bits, loaded far away.
+fn out_of_reach() -> Result<(), Why> {
+    let load = |placement| Module::load_to(Code::Far, COUNTER, placement, &[]).err();
+    // The tables for the addresses are there from the first time on.
+    load(Placement::Reserved);
+    load(Placement::Dynamic);
+    let (live, frames) = (Kernel::allocator().stats().live, frames::free_count());
+    for placement in [Placement::Reserved, Placement::Dynamic] {
+        let error = load(placement);
+        let Some(LoadError::OutOfReach {
+            symbol,
+            at,
+            place,
+            value,
+            limit,
+        }) = error
+        else {
+            return Err(Why::new(format_args!("{error:?}")));
+        };
+        ensure!(
+            ["MODULE_HITS", "SHARED_HITS"].contains(&symbol),
+            "symbol {symbol}"
+        );
+        ensure!(
+            place >= FAR_MODULES
+                && place as u64 % PAGE_BYTES as u64 == at.offset % PAGE_BYTES as u64,
+            "place {place:#x}, {at}"
+        );
+        ensure!(
+            limit == 0x7fff_ffff && value.unsigned_abs() > 1 << 32,
+            "value {value:#x}, limit {limit:#x}"
+        );
+    }
+    let (live_now, frames_now) = (Kernel::allocator().stats().live, frames::free_count());
+    ensure!(
+        (live_now, frames_now) == (live, frames),
+        "{live} areas and {frames} free frames before, {live_now} and {frames_now} after"
+    );
+    Ok(())
+}
+
 fn missing_symbol() -> Result<(), Why> {
     let frames = frames::free_count();
     let error = Module::load(READER, Placement::Reserved, &[]).err();
@@ -169,6 +250,32 @@ fn reserve_exhausted() -> Result<(), Why> {
     Ok(())
 }
 
+/// Each area's initial values are kept, for CPUs that come later.
+fn areas_are_limited() -> Result<(), Why> {
+    const LIMIT: usize = 8;
+    let mut modules = [const { None }; LIMIT];
+    for module in &mut modules {
+        *module = Some(Module::load(COUNTER, Placement::Dynamic, &[])?);
+    }
+    let live = Kernel::allocator().stats().live;
+    let error = Module::load(COUNTER, Placement::Dynamic, &[]).err();
+    ensure!(
+        matches!(
+            error,
+            Some(LoadError::Section {
+                error: PlaceError::Areas { limit: LIMIT },
+                ..
+            })
+        ),
+        "{error:?}"
+    );
+    let live_now = Kernel::allocator().stats().live;
+    ensure!(live_now == live, "{live} areas before, {live_now} after");
+    modules[0] = None;
+    Module::load(COUNTER, Placement::Dynamic, &[])?;
+    Ok(())
+}
+
 fn code_is_gone() -> Result<(), Why> {
     let module = Module::load(COUNTER, Placement::Reserved, &[])?;
     let hit = function(&module, "counter_hit")?;
@@ -204,13 +311,13 @@ fn nothing_left() -> Result<(), Why> {
 }
 
 /// The handle of the variable of the module `counter`.
-fn handle(module: &Module) -> Result<PerCpuPtr<u64, Kernel>, Why> {
+pub fn handle(module: &Module) -> Result<PerCpuPtr<u64, Kernel>, Why> {
     let address = module.symbol("MODULE_HITS").ok_or(missing())?;
     PerCpuPtr::from_neutral(address).ok_or(missing())
 }
 
 /// A function of a module: all of them have no argument and return a number.
-fn function(module: &Module, name: &str) -> Result<extern "C" fn() -> u64, Why> {
+pub fn function(module: &Module, name: &str) -> Result<extern "C" fn() -> u64, Why> {
     let address = module.symbol(name).ok_or(missing())?;
     let pointer = core::ptr::with_exposed_provenance::<()>(address);
     // SAFETY: a function of that kind by its name; the caller keeps the module while it calls it.

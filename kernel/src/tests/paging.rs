@@ -36,7 +36,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// A large area, of several pages: its first word leads to the one before.
-type Area = [u64; AREA_BYTES / 8];
+pub type Area = [u64; AREA_BYTES / 8];
 
 const AREA_BYTES: usize = 16 << 10;
 
@@ -49,11 +49,38 @@ define_per_cpu_in! {
 }
 
 /// Areas in the order of their making, the last first.
-struct Areas(Option<PerCpuPtr<Area, Kernel>>);
+pub struct Areas(Option<PerCpuPtr<Area, Kernel>>);
 
 impl Areas {
+    /// None so far.
+    pub const NONE: Self = Self(None);
+
+    /// As many as make so many chunks more.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add); some have been made then.
+    pub fn fill_chunks(&mut self, chunks: u32) -> Result<(), AllocError> {
+        let before = Kernel::allocator().stats().chunks;
+        while Kernel::allocator().stats().chunks < before + chunks {
+            self.add()?;
+        }
+        Ok(())
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = PerCpuPtr<Area, Kernel>> {
+        core::iter::successors(self.0, |&area| {
+            // SAFETY: the area is live; `add` wrote to its first word.
+            let before = unsafe { (*area_of(area, BOOT_CPU))[0] };
+            PerCpuPtr::from_neutral(before as usize)
+        })
+    }
+
     /// Makes another one, which must be zero on every CPU, and is filled there.
-    fn add(&mut self) -> Result<(), AllocError> {
+    ///
+    /// # Errors
+    /// [`AllocError`]: no memory.
+    pub fn add(&mut self) -> Result<(), AllocError> {
         let area = alloc_percpu_in::<Area, Kernel>()?;
         for cpu in online() {
             // SAFETY: a live copy of a CPU that is up, of an area that nobody else knows of.
@@ -81,7 +108,8 @@ impl Drop for Areas {
     }
 }
 
-fn area_of(area: PerCpuPtr<Area, Kernel>, cpu: CpuId) -> *mut Area {
+/// A CPU's copy of an area.
+pub fn area_of(area: PerCpuPtr<Area, Kernel>, cpu: CpuId) -> *mut Area {
     let copy = per_cpu_ptr(area, cpu);
     copy.unwrap_or_else(|error| panic!("{error}")).as_ptr()
 }
@@ -125,10 +153,8 @@ fn chunks_come_and_go() -> Result<(), Why> {
     let mut left = [(0, 0); 3];
     for left in &mut left {
         let before = (allocator.stats().chunks, frames_held());
-        let mut areas = Areas(None);
-        while allocator.stats().chunks < before.0 + CHUNKS {
-            areas.add()?;
-        }
+        let mut areas = Areas::NONE;
+        areas.fill_chunks(CHUNKS)?;
         ensure!(
             frames_held() > before.1 + 4 * u64::from(CHUNKS),
             "no frames"
@@ -152,7 +178,7 @@ fn out_of_frames() -> Result<(), Why> {
             wanted -= 1;
         }
     }
-    let mut areas = Areas(None);
+    let mut areas = Areas::NONE;
     let mut served = 0;
     let error = loop {
         match areas.add() {
@@ -180,7 +206,7 @@ fn out_of_frames() -> Result<(), Why> {
 
 /// An area comes and goes, and with it whatever is kept for the next one.
 fn drop_areas_of_one() -> Result<(), Why> {
-    let mut areas = Areas(None);
+    let mut areas = Areas::NONE;
     areas.add()?;
     Ok(())
 }
@@ -222,12 +248,12 @@ impl Drop for Hoard {
 /// All CPUs look at all copies of an area in a chunk of its own; then it goes, and no CPU finds them any more.
 fn memory_is_gone() -> Result<(), Why> {
     let allocator = Kernel::allocator();
-    let chunks = allocator.stats().chunks;
-    let mut areas = Areas(None);
-    while allocator.stats().chunks < chunks + 3 {
-        areas.add()?;
-    }
-    let last = areas.0.ok_or(Why::new(format_args!("no area")))?;
+    let mut areas = Areas::NONE;
+    areas.fill_chunks(3)?;
+    let last = areas
+        .iter()
+        .next()
+        .ok_or(Why::new(format_args!("no area")))?;
     // How many copies the CPUs can read.
     let readable = || {
         let readable = AtomicU64::new(0);

@@ -24,7 +24,6 @@ pub const TESTS: &[Test] = &[
     Test::new("static variables count on every CPU", statics_count),
     Test::new("dynamic variables count on every CPU", dynamics_count),
     Test::new("all CPUs allocate and free at once", allocate_at_once),
-    Test::new("a CPU comes late and finds its copies", late_cpu),
     Test::new("counters add up", counters_add_up),
     Test::new(
         "references are counted on every CPU, and the last one out ends it",
@@ -186,39 +185,6 @@ fn check_and_free(area: PerCpuPtr<u64, Kernel>, words: usize, cpu: CpuId) -> u64
 
 fn value_of(area: PerCpuPtr<u64, Kernel>, cpu: CpuId) -> u64 {
     (area.neutral() as u64) << 8 | u64::from(cpu.get())
-}
-
-/// What was allocated before a CPU came is zero there, static variables have their value, and from then on the CPU
-/// counts with the others.
-fn late_cpu() -> Result<(), Why> {
-    let Some(late) = bring_up::latecomer(machine()) else {
-        return Ok(());
-    };
-    let is_materialised = || Kernel::allocator().units().materialised().contains(late);
-    ensure!(!is_materialised(), "CPU {late} came before its time");
-    let cell = PerCpu::<CpuCell<u64>, Kernel>::new()?;
-    on_all_cpus(&|_| cell.inc());
-    let before = cell.sum();
-    ensure!(before == u64::from(nr_online()), "{before} before");
-
-    bring_up::start(machine(), core::iter::once(late));
-    ensure!(is_materialised(), "CPU {late} has no memory");
-    ensure!(cell.sum() == before, "its copy is not zero");
-    ensure!(copy_of(&SEED, late) == SEED_VALUE, "no initial value");
-    let own_number = AtomicU64::new(0);
-    on_all_cpus(&|cpu| {
-        cell.inc();
-        if cpu == late {
-            own_number.store(u64::from(percpu::current_cpu().get()), Ordering::Relaxed);
-        }
-    });
-    ensure!(
-        own_number.into_inner() == u64::from(late.get()),
-        "it does not know its number"
-    );
-    let after = cell.sum();
-    ensure!(after == 2 * before + 1, "{after} after {before}");
-    Ok(())
 }
 
 fn references() -> Result<(), Why> {

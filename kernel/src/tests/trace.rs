@@ -1,8 +1,8 @@
 //! A recorded trace of a real kernel, replayed by all CPUs at once. `cargo xtask kernel --trace FILE` passes it as a boot
-//! module: records of three words, the number of the area, its size (0: it is freed), its alignment.
+//! module: records of four words, the number of the area, its size (0: it is freed), its alignment, and the CPU that did it.
 //!
-//! CPUs share the records out, and an area is freed by another CPU than the one that asked for it. A CPU waits where it
-//! would free what is not there yet, and where it is too far ahead of the slowest.
+//! A record is done by the CPU that the trace names, modulo the CPUs that are here. A CPU waits where it would free what is
+//! not there yet, and where it is too far ahead of the others; both end, for the first record that is not done never waits.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -12,8 +12,8 @@ use pcpu::{Domain, PerCpuPtr, Request, alloc_percpu_bytes, free_percpu, per_cpu_
 use super::{Test, Why};
 use crate::cpus::work::{nr_online, on_all_cpus};
 use crate::machine::machine;
-use crate::memory::{PHYSICAL_MAP, areas};
-use crate::percpu::Kernel;
+use crate::memory::{PHYSICAL_MAP, areas, frames};
+use crate::percpu::{Kernel, frames_held};
 use crate::{ensure, println};
 
 pub const TESTS: &[Test] = &[Test::new("a recorded trace on all CPUs", replay)];
@@ -30,6 +30,7 @@ struct Record {
     area: u32,
     bytes: u32,
     align: u32,
+    cpu: u32,
 }
 
 /// What the CPUs do together.
@@ -54,21 +55,38 @@ fn replay() -> Result<(), Why> {
         refused: AtomicUsize::new(0),
         wrong: AtomicUsize::new(0),
     };
+    let frames_before = frames_at_rest();
     let before = Kernel::allocator().stats();
     on_all_cpus(&|cpu| replay.run(cpu));
-    let left = Kernel::allocator().stats().live - before.live;
+    let at_end = Kernel::allocator().stats();
+    let left = at_end.live - before.live;
     for handle in replay.handles {
         replay.free(handle.load(Ordering::Relaxed));
     }
     let after = Kernel::allocator().stats();
+    let frames_after = frames_at_rest();
     let [done, refused, wrong] =
-        [replay.done, replay.refused, replay.wrong].map(AtomicUsize::into_inner);
-    println!("   {done} records, {left} areas live at the end");
+        [&replay.done, &replay.refused, &replay.wrong].map(|it| it.load(Ordering::Relaxed));
+    println!(
+        "   {done} records by {} CPUs, {left} areas live at the end in {} chunks",
+        replay.nr_workers(),
+        at_end.chunks
+    );
     ensure!(done == records.len(), "{done} of {} records", records.len());
     ensure!(refused == 0, "{refused} requests were refused");
     ensure!(wrong == 0, "{wrong} areas were not what they should be");
     ensure!(after.live == before.live, "{} areas are left", after.live);
+    ensure!(
+        frames_after == frames_before,
+        "{frames_before:?} frames held and free before, {frames_after:?} after"
+    );
     Ok(())
+}
+
+/// The frames that the allocator holds without any page that nobody uses, and those that are free.
+fn frames_at_rest() -> (u64, usize) {
+    Kernel::allocator().trim(0);
+    (frames_held(), frames::free_count())
 }
 
 /// The boot module.
@@ -83,13 +101,27 @@ fn records() -> &'static [Record] {
 }
 
 impl Replay {
+    /// The CPU that does a record. All CPUs that are there are online by now, and have the lowest numbers.
+    fn worker(&self, record: &Record) -> usize {
+        record.cpu as usize % self.nr_cpus
+    }
+
+    /// How many CPUs have something to do.
+    fn nr_workers(&self) -> usize {
+        let does_one = |cpu: &usize| {
+            self.records
+                .iter()
+                .any(|record| self.worker(record) == *cpu)
+        };
+        (0..self.nr_cpus).filter(does_one).count()
+    }
+
     fn run(&self, cpu: CpuId) {
         for (index, record) in self.records.iter().enumerate() {
-            let is_free = record.bytes == 0;
-            let turn = record.area as usize + usize::from(is_free);
-            if turn % self.nr_cpus != cpu.index() % self.nr_cpus {
+            if self.worker(record) != cpu.index() {
                 continue;
             }
+            let is_free = record.bytes == 0;
             while self.done.load(Ordering::Relaxed) + AHEAD < index {
                 core::hint::spin_loop();
             }
@@ -98,7 +130,10 @@ impl Replay {
                 while handle.load(Ordering::Acquire) == 0 {
                     core::hint::spin_loop();
                 }
-                self.free(handle.swap(0, Ordering::Relaxed));
+                let area = handle.swap(0, Ordering::Relaxed);
+                self.wrong
+                    .fetch_add(usize::from(area == 0), Ordering::Relaxed);
+                self.free(area);
             } else {
                 handle.store(self.allocate(record), Ordering::Release);
             }

@@ -49,7 +49,15 @@ impl<'a> Stale<'a> {
         })
     }
 
-    pub(super) fn range(first: usize, bytes: usize) -> Self {
+    /// One range of whole pages, `bytes` long: for what a kernel unmaps besides, and to test its [`Shootdown`].
+    ///
+    /// ```
+    /// use pcpu::backing::paging::Stale;
+    /// let stale = Stale::range(0xffff_8000_0000_0000, 3 * 4096);
+    /// assert_eq!(stale.pages(), 3);
+    /// assert_eq!(stale.ranges().next(), Some(0xffff_8000_0000_0000..0xffff_8000_0000_3000));
+    /// ```
+    pub fn range(first: usize, bytes: usize) -> Self {
         Self::strided(first, bytes, bytes, 1)
     }
 

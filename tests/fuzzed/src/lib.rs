@@ -24,7 +24,7 @@ mod traces;
 mod undone;
 
 pub use layouts::{layout_arguments, unit_plan};
-pub use objects::load_object;
+pub use objects::{Arena, load_object};
 pub use operations::operations;
 pub use traces::read_trace;
 

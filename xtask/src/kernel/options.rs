@@ -20,7 +20,7 @@ pub struct Options {
     pub possible: u32,
     /// Nodes.
     pub nodes: u32,
-    /// How large units are.
+    /// How the units are planned.
     pub units: Units,
     /// How time goes by.
     pub clock: Clock,
@@ -30,11 +30,11 @@ pub struct Options {
     pub trace: Option<PathBuf>,
 }
 
-/// How large units are.
+/// How the units are planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Units {
-    /// With room to spare, which is address space only.
-    Exact,
+    /// As many as there is room for in large pages.
+    Embed,
     /// As large as the pages that the first chunk needs.
     Page,
 }
@@ -54,7 +54,7 @@ pub enum Clock {
 pub enum Job {
     /// The tests.
     Test,
-    /// The operations with their instructions counted, then the tests.
+    /// The operations with their instructions counted.
     Bench,
 }
 
@@ -68,7 +68,7 @@ impl Options {
             cpus: 4,
             possible: 0,
             nodes: 1,
-            units: Units::Exact,
+            units: Units::Embed,
             clock: Clock::Real,
             job: Job::Test,
             trace: None,

@@ -1,12 +1,13 @@
 //! The machine that QEMU is to be, and QEMU itself.
 
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::options::{Clock, Job, Options, Units};
-use crate::command::Failure;
+use crate::command::{Failure, version_of};
 
 const QEMU: &str = "qemu-system-x86_64";
 const UPDATE: &str = "apt-get update";
@@ -46,6 +47,12 @@ fn is_installed() -> bool {
         .stderr(Stdio::null())
         .status();
     version.is_ok_and(|status| status.success())
+}
+
+/// The first line that it says of its version.
+pub fn version() -> Result<String, Failure> {
+    ensure_installed()?;
+    version_of(QEMU)
 }
 
 fn is_root() -> bool {
@@ -100,11 +107,17 @@ fn node_mib(options: &Options) -> u32 {
         .next_multiple_of(2)
 }
 
+/// The possible CPUs of a node.
+pub fn cpus_of_node(options: &Options, node: u32) -> Range<u32> {
+    let first_of = |node: u32| node * options.possible / options.nodes;
+    first_of(node)..first_of(node + 1)
+}
+
 /// Memory, CPUs and distances of each node.
 fn add_nodes(command: &mut Command, options: &Options, node_mib: u32) {
-    let first_cpu = |node: u32| node * options.possible / options.nodes;
     for node in 0..options.nodes {
-        let (first, last) = (first_cpu(node), first_cpu(node + 1) - 1);
+        let cpus = cpus_of_node(options, node);
+        let (first, last) = (cpus.start, cpus.end - 1);
         command
             .arg("-object")
             .arg(format!("memory-backend-ram,id=m{node},size={node_mib}M"))

@@ -1,0 +1,135 @@
+//! The instructions that the operations take in the kernel: `cargo xtask kernel-results` counts them and writes
+//! [`FILE`], a step of the tests compares.
+//!
+//! The counts are the same on every machine, but for another compiler. What an allocation takes follows the allocator, so only the
+//! operations on cells are compared, which are to stay what they are.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use super::options::Options;
+use super::{boot, qemu};
+use crate::command::{Failure, root, rustc, version_of};
+use crate::tally::Tally;
+
+/// Where the results are.
+const FILE: &str = "benches/results/kernel.csv";
+
+const COLUMNS: &str = "operation,cpus,instructions";
+
+/// Sizes of machines.
+const CPUS: &[u32] = &[1, 4, 64];
+
+/// The operations that are compared: those on cells.
+const COMPARED: &[&str] = &["static_", "dynamic_"];
+
+/// A line of the results.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    operation: String,
+    cpus: u32,
+    instructions: String,
+}
+
+/// Writes the results anew.
+pub fn write() -> Result<Tally, Failure> {
+    let mut text = String::new();
+    writeln!(
+        text,
+        "# Instructions of an operation, by QEMU's -icount: cargo xtask kernel-results"
+    )?;
+    writeln!(text, "# {}, {}", qemu::version()?, version_of(rustc())?)?;
+    writeln!(
+        text,
+        "# A byte that `rep stosb` writes counts as an instruction: areas that are larger than 16 bytes are zeroed by it."
+    )?;
+    writeln!(text, "{COLUMNS}")?;
+    for &cpus in CPUS {
+        for row in rows_of_machine(cpus)? {
+            writeln!(text, "{},{},{}", row.operation, row.cpus, row.instructions)?;
+        }
+    }
+    let path = path();
+    std::fs::create_dir_all(path.parent().unwrap_or(root()))?;
+    std::fs::write(path, text)?;
+    println!("{FILE} is written");
+    Ok(Tally::PASS)
+}
+
+/// Counts on a machine of the first size: the rows are those of the results, and the operations on cells take what they took.
+pub fn check() -> Result<Tally, Failure> {
+    let cpus = CPUS[0];
+    let mut tally = Tally::default();
+    let text = std::fs::read_to_string(path())?;
+    let kept = text.lines().filter_map(row_of_result);
+    let mut kept = kept.filter(|row| row.cpus == cpus);
+    for row in rows_of_machine(cpus)? {
+        let kept = kept.next();
+        let is_compared = COMPARED.iter().any(|it| row.operation.starts_with(it));
+        let held = kept.as_ref().is_some_and(|kept| {
+            let is_same = kept.instructions == row.instructions;
+            kept.operation == row.operation && (is_same || !is_compared)
+        });
+        if !held {
+            println!("FAILED {row:?}, {FILE} has {kept:?}");
+        }
+        tally += Tally::of(held);
+    }
+    if let Some(row) = kept.next() {
+        println!("FAILED {row:?} of {FILE} was not counted");
+        tally += Tally::FAIL;
+    }
+    Ok(tally)
+}
+
+fn path() -> PathBuf {
+    root().join(FILE)
+}
+
+fn rows_of_machine(cpus: u32) -> Result<Vec<Row>, Failure> {
+    let options = Options::parse(&["--bench", "--cpus", &cpus.to_string()])?;
+    let run = boot(&options, "")?;
+    if !run.passed() {
+        return Err(format!("the kernel counted no further: {}", run.status).into());
+    }
+    let lines = run.lines.iter();
+    Ok(lines.filter_map(|line| row_of_kernel(line, cpus)).collect())
+}
+
+/// `bench NAME: N.N instructions`.
+fn row_of_kernel(line: &str, cpus: u32) -> Option<Row> {
+    let (operation, count) = line.strip_prefix("bench ")?.split_once(": ")?;
+    Some(Row {
+        operation: operation.to_owned(),
+        cpus,
+        instructions: count.strip_suffix(" instructions")?.to_owned(),
+    })
+}
+
+fn row_of_result(line: &str) -> Option<Row> {
+    let fields: Vec<&str> = line.split(',').collect();
+    let [operation, cpus, instructions] = fields[..] else {
+        return None;
+    };
+    Some(Row {
+        operation: operation.to_owned(),
+        cpus: cpus.parse().ok()?,
+        instructions: instructions.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{COLUMNS, row_of_kernel, row_of_result};
+
+    #[test]
+    fn a_row_is_what_the_kernel_said() {
+        let row = row_of_kernel("bench static_inc: 1.0 instructions", 4);
+        assert!(row.is_some());
+        assert_eq!(row, row_of_result("static_inc,4,1.0"));
+        assert_eq!(row_of_kernel("ok a test", 4), None);
+        for line in [COLUMNS, "# QEMU, rustc", "", "a,b"] {
+            assert_eq!(row_of_result(line), None, "{line}");
+        }
+    }
+}
