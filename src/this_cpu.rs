@@ -30,6 +30,7 @@ pub mod pinned;
 pub mod portable;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub mod process;
+pub mod slots;
 mod stack;
 mod word;
 
@@ -38,6 +39,7 @@ pub use cell::{
     CpuCell, LocalCell, add, add_return, and, cmpxchg, dec, inc, or, read, sub, write, xchg, xor,
 };
 pub use pair::{CpuPair, LocalPair, cmpxchg_pair, read_pair};
+pub use slots::{Put, RemotePairs};
 pub use stack::{Chain, CpuStack, Link, LocalStack, Node, NodePointer, pop, pop_all, push};
 pub use word::{Change, Scalar, Word};
 
@@ -152,10 +154,114 @@ pub unsafe trait LocalOps {
     /// As [`append`](Self::append); `out` has as much room as the buffer.
     unsafe fn take(at: usize, out: *mut u8) -> usize;
 
-    /// Whether this home has [`add_gated`](Self::add_gated), and the means to wait for it. The answer never changes; a home
-    /// that has none need not say so, nor implement the other two.
+    /// Takes the lowest free slot of the current CPU's run, if the second word and `class_mask` make `class`, a slot is free,
+    /// the count of slots taken has not overflowed, and `gate` is 0. Results in the pair as it was before; the slot is the
+    /// lowest bit of its map. `None` if there is none to be had now, or no such step for the caller's thread; then nothing has
+    /// changed. See [`slots`].
+    ///
+    /// The default looks at the pair first and replaces it then, and does not look at the gate. That is right where nobody
+    /// relies on gates: where other CPUs change pairs by LOCKed steps, as the operations do, or not at all.
+    ///
+    /// ```
+    /// use pcpu::this_cpu::slots::{FRESH, MAP};
+    /// use pcpu::this_cpu::{LocalOps, Put};
+    /// use pcpu::{CpuPair, Domain, Global, Handle, PerCpu};
+    /// use std::sync::atomic::AtomicU32;
+    ///
+    /// type Ops = <Global as Domain>::Ops;
+    /// const CLASS: u64 = 7;
+    /// const RUN: u64 = 5 << 8 | CLASS;
+    /// static GATE: AtomicU32 = AtomicU32::new(0);
+    ///
+    /// let runs = PerCpu::<CpuPair<u64>>::new()?;
+    /// let at = runs.handle().neutral();
+    /// // SAFETY: the pair lives, and is changed in these ways only.
+    /// unsafe {
+    ///     // A run of three free slots.
+    ///     let is_open = Ops::replace_pair_gated(at, [0; 2], [FRESH | 0b111, RUN], &GATE);
+    ///     // The thread may be on another CPU by now.
+    ///     if is_open && let Some([free, run]) = Ops::take_slot(at, CLASS, 0xff, &GATE) {
+    ///         assert_eq!((free & MAP, run), (0b111, RUN));
+    ///         let put = Ops::put_slot(at, run, 0b001, &GATE);
+    ///         assert!(matches!(put, Put::Done | Put::Elsewhere));
+    ///     }
+    /// }
+    /// # Ok::<(), pcpu::AllocError>(())
+    /// ```
+    ///
+    /// # Safety
+    /// As [`replace_pair`](Self::replace_pair), and the pair is changed by this, [`put_slot`](Self::put_slot) and
+    /// [`replace_pair_gated`](Self::replace_pair_gated) with the same gate only, and from other CPUs as
+    /// [`remote_pairs`](Self::remote_pairs) says.
+    #[inline(always)]
+    unsafe fn take_slot(at: usize, class: u64, class_mask: u64, _gate: &AtomicU32) -> Option<Pair> {
+        // SAFETY: the promise of the caller.
+        let peek = || unsafe { Self::peek_pair(at) };
+        // SAFETY: the promise of the caller.
+        let replace = |old, new| unsafe { Self::replace_pair(at, old, new) };
+        slots::take_by_replacing(peek, replace, class, class_mask)
+    }
+
+    /// Puts a slot, one of the low 32 bits, back into the current CPU's run, if its second word is `run` and `gate` is 0.
+    /// Whether the thread has such a step at all is part of the answer. The default is right where that of
+    /// [`take_slot`](Self::take_slot) is.
+    ///
+    /// # Safety
+    /// As [`take_slot`](Self::take_slot).
+    #[inline(always)]
+    unsafe fn put_slot(at: usize, run: u64, slot: u64, _gate: &AtomicU32) -> Put {
+        // SAFETY: the promise of the caller.
+        let peek = || unsafe { Self::peek_pair(at) };
+        // SAFETY: the promise of the caller.
+        let replace = |old, new| unsafe { Self::replace_pair(at, old, new) };
+        slots::put_by_replacing(peek, replace, run, slot)
+    }
+
+    /// Replaces the current CPU's copy of a pair, by one store, if it is `old` and `gate` is 0. False if not, or if there is no
+    /// such step for the caller's thread; then nothing has changed. The default is right where that of
+    /// [`take_slot`](Self::take_slot) is.
+    ///
+    /// # Safety
+    /// As [`take_slot`](Self::take_slot).
+    #[inline]
+    unsafe fn replace_pair_gated(at: usize, old: Pair, new: Pair, _gate: &AtomicU32) -> bool {
+        // SAFETY: the promise of the caller.
+        unsafe { slots::replace_by(|| Self::replace_pair(at, old, new), old) }
+    }
+
+    /// Both words of the current CPU's copy of a pair, each read whole; if it is changed meanwhile, one may be from before the
+    /// change and the other from after it. `None` where the caller's thread has no copy that
+    /// [`take_slot`](Self::take_slot) works on.
+    ///
+    /// # Safety
+    /// As [`replace_pair`](Self::replace_pair).
+    #[inline]
+    unsafe fn peek_pair(at: usize) -> Option<Pair> {
+        // SAFETY: the promise of the caller.
+        Some(unsafe { Self::read_pair(at) })
+    }
+
+    /// How another CPU may change pairs that are changed by [`take_slot`](Self::take_slot) and its kin. The answer never
+    /// changes.
+    fn remote_pairs() -> RemotePairs {
+        RemotePairs::Never
+    }
+
+    /// Replaces the copy of a pair at an address, whosever it is, if it is `old`; says whether it was. For homes where
+    /// [`remote_pairs`](Self::remote_pairs) is [`RemotePairs::ByLockedStep`].
+    ///
+    /// # Safety
+    /// The home is such a one. `copy` points to a live pair, aligned to 16 bytes, that is changed by this and by the
+    /// operations only.
+    unsafe fn replace_remote_pair(copy: *mut Pair, old: Pair, new: Pair) -> bool {
+        // SAFETY: the promise of the caller: all changes are LOCKed steps.
+        unsafe { locked::is_replaced(copy, old, new) }
+    }
+
+    /// Whether this home has [`add_gated`](Self::add_gated), and the means to wait for it. The answer never changes, and
+    /// follows from [`remote_pairs`](Self::remote_pairs); a home that has none need not implement the other two.
     fn has_gates() -> bool {
-        false
+        Self::remote_pairs() == RemotePairs::AfterFence
     }
 
     /// Adds to the current CPU's copy if `gate` is 0, which is tested inside the step. False if it is another number, or if
@@ -168,11 +274,11 @@ pub unsafe trait LocalOps {
         false
     }
 
-    /// Waits for the gated adds that are in progress. What was stored before, to any gate, is seen by every add that takes
-    /// place afterwards; what took place before, with all that its thread did earlier, is seen by the caller.
+    /// Waits for the gated operations that are in progress. What was stored before, to any gate, is seen by every one that
+    /// takes place afterwards; what took place before, with all that its thread did earlier, is seen by the caller.
     ///
     /// # Errors
-    /// [`FenceError`]: it is not known whether such adds are in progress.
+    /// [`FenceError`]: it is not known whether such operations are in progress.
     fn wait_for_gated() -> Result<(), FenceError> {
         Err(FenceError::Unsupported)
     }

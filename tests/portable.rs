@@ -1,6 +1,9 @@
 //! Operations on more than one word where there is nothing but LOCKed steps: on a simulated machine, whose CPUs threads
 //! change as they like.
 
+#[path = "common/slots.rs"]
+mod model_of_slots;
+
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
@@ -8,10 +11,13 @@ use std::thread;
 
 use pcpu::backing::sim::{Machine, Sim, SimAllocator};
 use pcpu::this_cpu::portable::Portable;
+use pcpu::this_cpu::{LocalOps, Pair, RemotePairs};
 use pcpu::unit::CpuId;
 use pcpu::{
-    CpuBuffer, CpuPair, CpuStack, Domain, Link, LocalBuffer, LocalPair, LocalStack, PerCpu,
+    CpuBuffer, CpuPair, CpuStack, Domain, Handle, Link, LocalBuffer, LocalPair, LocalStack, PerCpu,
 };
+
+use model_of_slots::{Gates, Hand, Ledger, check_model};
 
 const CPUS: u32 = 3;
 const THREADS: u32 = 4;
@@ -20,6 +26,8 @@ const STEPS: u32 = 50_000;
 thread_local! {
     static CURRENT_CPU: Cell<u32> = const { Cell::new(0) };
     static RANDOM: Cell<u64> = const { Cell::new(1) };
+    /// Whether the thread comes to other CPUs by itself.
+    static STAYS: Cell<bool> = const { Cell::new(false) };
 }
 
 enum Simulated {}
@@ -39,7 +47,7 @@ unsafe impl Domain for Simulated {
     fn current_cpu() -> CpuId {
         let random = RANDOM.get().wrapping_mul(6_364_136_223_846_793_005) + 1;
         RANDOM.set(random);
-        if (random >> 60) == 0 {
+        if (random >> 60) == 0 && !STAYS.get() {
             CURRENT_CPU.set((random >> 32) as u32 % CPUS);
         }
         CpuId::new(CURRENT_CPU.get())
@@ -75,6 +83,52 @@ fn pairs() {
         .fold((0, 0), |sums, (up, down)| (sums.0 + up, sums.1 + down));
     let steps = u64::from(THREADS * STEPS);
     assert_eq!(sums, (steps, -(steps as i64)));
+}
+
+#[test]
+fn slots_are_taken_and_put_as_in_the_model() {
+    const STEPS: u64 = 100_000;
+    let runs = PerCpu::<CpuPair<u64>, Simulated>::new().expect("there is memory");
+    let at = runs.handle().neutral();
+    on_threads(|thread| {
+        if thread < CPUS {
+            CURRENT_CPU.set(thread);
+            STAYS.set(true);
+            // SAFETY: the pair lives; the thread stays on its CPU.
+            unsafe {
+                check_model::<Portable<Simulated>>(at, thread.into(), STEPS, Gates::Ignored);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_slot_has_one_owner() {
+    // How many operations there are to one that takes all free slots from all CPUs.
+    const UNTIL_DRAIN: u64 = 256;
+    type Ops = Portable<Simulated>;
+    assert_eq!(Ops::remote_pairs(), RemotePairs::ByLockedStep);
+    let runs = PerCpu::<CpuPair<u64>, Simulated>::new().expect("there is memory");
+    let at = runs.handle().neutral();
+    let copies = || runs.iter().map(|(_, copy)| copy);
+    let ledger = Ledger::new();
+    let hands = on_threads(|thread| {
+        let hand = Hand::new(thread as usize);
+        for _ in 0..10 * STEPS {
+            // SAFETY: the pair lives, and only the ledger changes it.
+            unsafe {
+                if hand.random().is_multiple_of(UNTIL_DRAIN) {
+                    let copies = copies().map(|copy| (&raw const *copy).cast_mut().cast());
+                    ledger.drain::<Ops>(&hand, copies);
+                } else {
+                    ledger.step::<Ops>(at, &hand);
+                }
+            }
+        }
+        hand
+    });
+    let words = |copy: &CpuPair<u64>| Pair::from(copy.read_remote());
+    ledger.settle(&hands, copies().map(words));
 }
 
 struct Token {

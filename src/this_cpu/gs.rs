@@ -131,6 +131,12 @@ unsafe impl<D: GsDomain> LocalOps for Gs<D> {
         }
     }
 
+    #[inline(always)]
+    unsafe fn peek_pair(at: usize) -> Option<Pair> {
+        // SAFETY: the promise of the caller. An interrupt, or another CPU, may come in between.
+        Some(unsafe { [At(at).load(), At(at + 8).load()] })
+    }
+
     #[inline]
     unsafe fn pop(at: usize) -> *mut usize {
         // Interrupts take nodes off this stack too: one whose link is being read stays.

@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use portable_atomic::AtomicU128;
 
-use super::Pair;
 use super::buffer::DATA_OFFSET_BYTES;
+use super::{Pair, Word, slots};
 
 /// In a buffer's word of used bytes: somebody works on the buffer.
 const IN_WORK: u64 = 1 << 63;
@@ -26,6 +26,25 @@ pub(super) unsafe fn replace_pair(copy: *mut Pair, old: Pair, new: Pair) -> Pair
         .compare_exchange(wide(old), wide(new), Ordering::Relaxed, Ordering::Relaxed)
         .unwrap_or_else(|found| found);
     zerocopy::transmute!(found)
+}
+
+/// Both words of a pair, each read whole.
+///
+/// # Safety
+/// `copy` points to a live pair, aligned to 16 bytes.
+pub(super) unsafe fn peek_pair(copy: *const Pair) -> Pair {
+    let word = copy.cast::<u64>();
+    // SAFETY: live and aligned (promise of the caller).
+    unsafe { [u64::load(word), u64::load(word.add(1))] }
+}
+
+/// Replaces a pair if it is `old`, and says whether it was; the step of whoever opens and closes runs.
+///
+/// # Safety
+/// As [`replace_pair`].
+pub(super) unsafe fn is_replaced(copy: *mut Pair, old: Pair, new: Pair) -> bool {
+    // SAFETY: the promise of the caller.
+    unsafe { slots::replace_by(|| replace_pair(copy, old, new), old) }
 }
 
 /// A buffer that is worked on by the caller alone.

@@ -3,7 +3,7 @@
 
 use core::marker::PhantomData;
 
-use super::{Change, LocalOps, Pair, Word, locked};
+use super::{Change, LocalOps, Pair, RemotePairs, Word, locked};
 use crate::alloc_api::Domain;
 use crate::backing::Backing;
 
@@ -63,6 +63,16 @@ unsafe impl<D: Domain> LocalOps for Portable<D> {
         let copy = core::ptr::with_exposed_provenance_mut(Self::copy(at));
         // SAFETY: the pair is live on every possible CPU, and changed by such steps only (promise of the caller).
         unsafe { locked::replace_pair(copy, old, new) }
+    }
+
+    unsafe fn peek_pair(at: usize) -> Option<Pair> {
+        let copy = core::ptr::with_exposed_provenance(Self::copy(at));
+        // SAFETY: the pair is live on every possible CPU (promise of the caller).
+        Some(unsafe { locked::peek_pair(copy) })
+    }
+
+    fn remote_pairs() -> RemotePairs {
+        RemotePairs::ByLockedStep
     }
 
     unsafe fn append(at: usize, source: *const u8, bytes: usize, capacity_bytes: usize) -> bool {

@@ -8,121 +8,19 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::{
-    Change, FenceError, LocalOps, Pair, Word, add_within_by_replacing, locked, pop_by_taking_all,
-    push_by_replacing,
+    Change, FenceError, LocalOps, Pair, Put, RemotePairs, Word, add_within_by_replacing, locked,
+    pop_by_taking_all, push_by_replacing,
 };
 use crate::unit::CpuId;
 use rseq::Way;
 
 mod fence;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "process/no_rseq.rs"]
+mod rseq;
 #[cfg(target_arch = "x86_64")]
 mod rseq;
-
-/// Without restartable sequences: all operations take the slow way.
-#[cfg(not(target_arch = "x86_64"))]
-mod rseq {
-    use core::sync::atomic::AtomicU32;
-
-    use super::super::{Change, Pair, Word};
-    use super::Outcome;
-
-    /// There is no such way.
-    #[derive(Clone, Copy)]
-    pub(super) struct Way;
-
-    impl Way {
-        pub(super) fn known() -> Self {
-            Self
-        }
-
-        pub(super) fn now() -> Self {
-            Self
-        }
-    }
-
-    pub(super) fn detect(_stride_bytes: usize) -> bool {
-        false
-    }
-
-    pub(super) fn stride_bytes() -> usize {
-        0
-    }
-
-    pub(super) fn offset() -> isize {
-        0
-    }
-
-    pub(super) fn adopt(_offset: isize, _stride_bytes: usize) {}
-
-    pub(super) fn raise_high_water(_cpu: u32) {}
-
-    pub(super) fn current_cpu() -> Option<u32> {
-        None
-    }
-
-    pub(super) unsafe fn change<W: Word>(_way: Way, _at: usize, _change: Change<W>) -> bool {
-        false
-    }
-
-    pub(super) unsafe fn fetch<W: Word>(_way: Way, _at: usize, _change: Change<W>) -> Option<W> {
-        None
-    }
-
-    pub(super) unsafe fn read<W: Word>(_way: Way, _at: usize) -> Option<W> {
-        None
-    }
-
-    pub(super) unsafe fn replace_pair(
-        _way: Way,
-        _at: usize,
-        _old: Pair,
-        _new: Pair,
-    ) -> Option<Pair> {
-        None
-    }
-
-    pub(super) unsafe fn read_pair(_way: Way, _at: usize) -> Option<Pair> {
-        None
-    }
-
-    pub(super) unsafe fn push(_way: Way, _at: usize, _link: *mut usize) -> bool {
-        false
-    }
-
-    pub(super) unsafe fn pop(_way: Way, _at: usize) -> Option<*mut usize> {
-        None
-    }
-
-    pub(super) unsafe fn append(
-        _at: usize,
-        _from: *const u8,
-        _bytes: usize,
-        _room: usize,
-    ) -> Outcome {
-        Outcome::NoMemory
-    }
-
-    pub(super) unsafe fn take(_way: Way, _at: usize, _out: *mut u8) -> Option<usize> {
-        None
-    }
-
-    pub(super) unsafe fn acquire(_way: Way, _at: usize, _owner: u64) -> Option<(*mut u64, u64)> {
-        None
-    }
-
-    pub(super) unsafe fn add_within(_way: Way, _at: usize, _value: u64, _bound: u64) -> Outcome {
-        Outcome::NoMemory
-    }
-
-    pub(super) unsafe fn add_gated(
-        _way: Way,
-        _at: usize,
-        _value: u64,
-        _gate: &AtomicU32,
-    ) -> Outcome {
-        Outcome::NoMemory
-    }
-}
+mod slots;
 
 /// How the process's operations are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -190,8 +88,10 @@ enum Outcome {
 enum Detour {
     /// Try the fast way again: the CPU has memory now.
     Retry,
-    /// A LOCKed step on the copy at this address.
+    /// A LOCKed step on the copy at this address: all steps are LOCKed.
     Locked(usize),
+    /// A LOCKed step on the stray unit: the thread is not registered.
+    Stray,
 }
 
 impl ProcessOps {
@@ -205,7 +105,7 @@ impl ProcessOps {
         match method {
             Method::Locked => Detour::Locked(crate::global::current_copy(at)),
             Method::RestartableSequences if Self::open_fast_way() => Detour::Retry,
-            Method::RestartableSequences => Detour::Locked(crate::global::stray_copy(at)),
+            Method::RestartableSequences => Detour::Stray,
         }
     }
 
@@ -270,6 +170,10 @@ impl ProcessOps {
                     }
                 }
                 Detour::Locked(copy) => {
+                    return locked(core::ptr::with_exposed_provenance_mut(copy));
+                }
+                Detour::Stray => {
+                    let copy = crate::global::stray_copy(at);
                     return locked(core::ptr::with_exposed_provenance_mut(copy));
                 }
             }
@@ -387,9 +291,9 @@ impl ProcessOps {
 }
 
 // SAFETY: a restartable sequence changes the copy of the CPU that it runs on as one step; where there is none, the copy
-// is changed by LOCKed steps only: all copies without restartable sequences, the stray unit's with them. A gated add is a
-// restartable sequence or refused; the fence restarts those that have not committed, and orders memory as a full barrier
-// of all threads does.
+// is changed by LOCKed steps only: all copies without restartable sequences, the stray unit's with them. A gated operation
+// is a restartable sequence or refused, or a LOCKed step where all steps are; the fence restarts those that have not
+// committed, and orders memory as a full barrier of all threads does.
 unsafe impl LocalOps for ProcessOps {
     #[inline(always)]
     unsafe fn read<W: Word>(at: usize) -> W {
@@ -480,8 +384,48 @@ unsafe impl LocalOps for ProcessOps {
         }
     }
 
-    fn has_gates() -> bool {
-        crate::global::method() == Method::RestartableSequences && fence::is_granted()
+    #[inline(always)]
+    unsafe fn take_slot(at: usize, class: u64, class_mask: u64, gate: &AtomicU32) -> Option<Pair> {
+        // SAFETY: the promise of the caller.
+        unsafe {
+            rseq::take_slot(Way::known(), at, class, class_mask, gate)
+                .unwrap_or_else(|| Self::take_slot_slowly(at, class, class_mask, gate))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put_slot(at: usize, run: u64, slot: u64, gate: &AtomicU32) -> Put {
+        // SAFETY: the promise of the caller.
+        unsafe {
+            rseq::put_slot(Way::known(), at, run, slot, gate)
+                .unwrap_or_else(|| Self::put_slot_slowly(at, run, slot, gate))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn replace_pair_gated(at: usize, old: Pair, new: Pair, gate: &AtomicU32) -> bool {
+        // SAFETY: the promise of the caller.
+        unsafe {
+            match rseq::replace_pair_gated(Way::known(), at, old, new, gate) {
+                Outcome::Done => true,
+                Outcome::Refused => false,
+                Outcome::NoMemory => Self::replace_pair_gated_slowly(at, old, new, gate),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn peek_pair(at: usize) -> Option<Pair> {
+        // SAFETY: the promise of the caller.
+        unsafe { rseq::read_pair(Way::known(), at).or_else(|| Self::peek_pair_slowly(at)) }
+    }
+
+    fn remote_pairs() -> RemotePairs {
+        match crate::global::method() {
+            Method::Locked => RemotePairs::ByLockedStep,
+            Method::RestartableSequences if fence::is_granted() => RemotePairs::AfterFence,
+            Method::RestartableSequences => RemotePairs::Never,
+        }
     }
 
     #[inline(always)]

@@ -5,11 +5,13 @@
 //! register. `op.handle.u64.WHERE` is the handle itself. Parts of variables are beside these.
 
 use std::hint::black_box;
+use std::sync::atomic::AtomicU32;
 
 use counters::{CACHE_ALIGNED, FIRST, PAGE_ALIGNED, READ_MOSTLY};
 use counters::{THERE_PAIR, THERE_U8, THERE_U16, THERE_U32, THERE_U64};
+use pcpu::this_cpu::{LocalOps, Pair};
 use pcpu::{
-    CpuBuffer, CpuCell, CpuPair, CpuStack, Field, Handle, Link, LocalBuffer, LocalCell, LocalPair,
+    CpuBuffer, CpuCell, CpuPair, CpuStack, Domain, Field, Global, Handle, Link, LocalBuffer, LocalCell, LocalPair,
     LocalStack, Parts, PerCpu, PerCpuPtr, define_per_cpu, field, this_cpu,
 };
 
@@ -104,6 +106,23 @@ fn on_words() {
     keep!("buffer.append", u64, "here", (item: u64) -> bool, BUFFER.append(item).is_ok());
 }
 
+/// Operations on a run whose handle is in a register.
+fn on_slots() {
+    type Ops = <Global as Domain>::Ops;
+    // SAFETY: nobody calls these.
+    keep!("slot.take", u64, "dynamic", (at: usize, class: u64, mask: u64, gate: &AtomicU32, pair: &mut Pair) -> bool, {
+        unsafe { Ops::take_slot(at, class, mask, gate) }.map(|taken| *pair = taken).is_some()
+    });
+    // SAFETY: as above.
+    keep!("slot.put", u64, "dynamic", (at: usize, run: u64, slot: u64, gate: &AtomicU32) -> u8, {
+        unsafe { Ops::put_slot(at, run, slot, gate) as u8 }
+    });
+    // SAFETY: as above.
+    keep!("slot.replace", u64, "dynamic", (at: usize, old: &Pair, new: &Pair, gate: &AtomicU32) -> bool, {
+        unsafe { Ops::replace_pair_gated(at, *old, *new, gate) }
+    });
+}
+
 /// Two cells in one variable; what is looked at is the second.
 struct Two {
     _first: CpuCell<u64>,
@@ -127,6 +146,7 @@ fn parts() {
 
 fn main() {
     on_words();
+    on_slots();
     parts();
     on_static!(u8, "here", HERE_U8);
     on_static!(u16, "here", HERE_U16);

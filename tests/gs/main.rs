@@ -2,12 +2,15 @@
 //! does, for nothing else uses it there. See [`kernel`].
 //!
 //! Against a plain model ([`model`]), under signals, which are to a thread what interrupts are to a CPU ([`signals`]), the
-//! static variables ([`statics`]), and the guards ([`guards`]).
+//! static variables ([`statics`]), slots ([`slots`]), and the guards ([`guards`]).
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod guards;
 mod kernel;
 mod model;
+#[path = "../common/slots.rs"]
+mod model_of_slots;
 mod signals;
+mod slots;
 mod statics;

@@ -161,7 +161,7 @@ fn no_trace_is_left() {
                 kinds += 1;
             }
         }
-        assert_eq!(kinds, 23);
+        assert_eq!(kinds, 37);
         // What is looked at is where a trace would be.
         OF_THE_HOST.inc();
         staying.add(1);

@@ -1,5 +1,5 @@
 //! The operations on the current CPU's copy, in a Linux process: against a plain model ([`model`]), under a storm of
-//! migrations and signals ([`storm`]; [`pair`], [`stack`], [`buffer`] and [`lock`] for more than one word), and where there is less than usual: threads and processes without restartable
+//! migrations and signals ([`storm`]; [`pair`], [`slots`], [`stack`], [`buffer`] and [`lock`] for more than one word), and where there is less than usual: threads and processes without restartable
 //! sequences, a CPU that is used for the first time, a forked child ([`homes`]).
 //!
 //! How long the storm is: the environment variable `PCPU_STORM_OPS` is the number of operations of all its threads
@@ -19,7 +19,10 @@ mod homes;
 mod lane;
 mod lock;
 mod model;
+#[path = "../common/slots.rs"]
+mod model_of_slots;
 mod pair;
+mod slots;
 mod stack;
 mod storm;
 mod system;

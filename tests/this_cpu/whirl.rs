@@ -2,6 +2,7 @@
 //! does some of the same work.
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering, compiler_fence};
 
@@ -69,11 +70,15 @@ pub fn whirl<A: Send>(
         compiler_fence(Ordering::SeqCst);
         threads[worker].store(thread_id(), Ordering::Relaxed);
         begin.wait();
-        (0..times).for_each(|_| work(&of_thread));
+        // The others wait for this one, so it comes to the end whatever happens.
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            (0..times).for_each(|_| work(&of_thread))
+        }));
         finished.fetch_add(1, Ordering::Release);
         end.wait();
         IN_HANDLER.set(None);
         compiler_fence(Ordering::SeqCst);
+        outcome.unwrap_or_else(|panic| resume_unwind(panic));
         [of_thread, of_handler]
     };
     let tally = Tally::default();

@@ -271,9 +271,11 @@ macro_rules! combine {
 
 mod compound;
 mod conditional;
+mod slots;
 
 pub(super) use compound::{append, pop, push, read_pair, replace_pair, take};
 pub(super) use conditional::{acquire, add_gated, add_within};
+pub(super) use slots::{put_slot, replace_pair_gated, take_slot};
 
 /// The operations of one width. The result of a change says whether the fast way was open; those of a fetch and a read
 /// have the word as well.
