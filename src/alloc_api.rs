@@ -20,6 +20,7 @@ use zerocopy::FromZeros;
 
 use crate::allocator::{PerCpuAllocator, Region};
 use crate::backing::Backing;
+use crate::cache::Here;
 use crate::cpus::Units;
 use crate::request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
 use crate::this_cpu::LocalOps;
@@ -90,15 +91,17 @@ pub unsafe trait Domain: Sized + 'static {
         Self::allocator().units()
     }
 
-    /// [`PerCpuAllocator::allocate`].
+    /// [`PerCpuAllocator::allocate_at`] the CPU that the caller is on.
     ///
     /// # Errors
     /// As there.
     fn allocate(request: &Request) -> Result<usize, AllocError> {
-        Self::allocator().allocate(request)
+        // SAFETY: this is the domain's instance.
+        let here = unsafe { Here::<Self>::new() };
+        Self::allocator().allocate_at(&here, request)
     }
 
-    /// [`PerCpuAllocator::free_with`].
+    /// [`PerCpuAllocator::free_at`] the CPU that the caller is on.
     ///
     /// # Errors
     /// As there.
@@ -106,8 +109,8 @@ pub unsafe trait Domain: Sized + 'static {
     /// # Safety
     /// As there.
     unsafe fn free(address: usize, flags: FreeFlags) -> Result<(), FreeError> {
-        // SAFETY: the promise of the caller.
-        unsafe { Self::allocator().free_with(address, flags) }
+        // SAFETY: the promise of the caller; this is the domain's instance.
+        unsafe { Self::allocator().free_at(&Here::<Self>::new(), address, flags) }
     }
 
     /// [`PerCpuAllocator::bring_up`].
@@ -380,6 +383,26 @@ pub unsafe fn free_percpu_with<T, D: Domain>(
 ) -> Result<(), FreeError> {
     // SAFETY: the promise of the caller.
     unsafe { D::free(variable.neutral(), flags) }
+}
+
+/// Empties the caches of all CPUs of domain `D`, so that what was idle in them can be given back: before
+/// [`trim`](PerCpuAllocator::trim), or when a CPU is to go. Where other CPUs' caches are out of reach, as in a kernel by %gs, it
+/// empties that of the CPU that the caller is on.
+///
+/// It may sleep.
+///
+/// ```
+/// use pcpu::{Domain, Global, PerCpu, drain_caches};
+///
+/// drop(PerCpu::<u64>::new()?);
+/// drain_caches::<Global>();
+/// Global::allocator().trim(0);
+/// # Ok::<(), pcpu::AllocError>(())
+/// ```
+pub fn drain_caches<D: Domain>() {
+    // SAFETY: this is the domain's instance.
+    let here = unsafe { Here::<D>::new() };
+    D::allocator().drain(&here);
 }
 
 /// `cpu`'s copy of a variable, static or dynamic.

@@ -15,7 +15,7 @@ use core::alloc::Layout;
 use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicBool;
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use lock_api::{Mutex, MutexGuard, RawMutex};
 
@@ -24,14 +24,18 @@ use crate::chunk::{Chunk, ChunkLayout, MAX_MASK_PAGES, Nature, PageMask};
 use crate::cpus::{Cpus, Units, UnitsLayout};
 use crate::directory::{Directory, DirectoryLayout};
 use crate::metadata::BlockLayout;
+use crate::places::{Places, PlacesLayout};
 use crate::request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
 use crate::stats::EventHook;
 use crate::unit::{CpuId, FirstChunk, GRANULE_BYTES, Regions, UnitSizes};
+use runs::Caches;
 use state::{Batch, State};
 
 mod bring_up;
+mod cached;
 mod query;
 mod rest;
+mod runs;
 mod serve;
 mod state;
 mod take_back;
@@ -42,6 +46,15 @@ pub use upkeep::UpkeepReport;
 
 /// The longest unit: its granules, and those of a request behind them, are numbered in 32 bits.
 const MAX_UNIT_BYTES: usize = 8 << 30;
+
+/// In the signs of an instance: an upkeep has something to do.
+const UPKEEP_DUE: u8 = 1;
+
+/// In the signs of an instance: there are freed areas that nobody may come to sweep.
+const SWEEP_DUE: u8 = 4;
+
+/// In the signs of an instance: there is a hook.
+const WATCHED: u8 = 2;
 
 /// What an instance decides by itself, in numbers.
 ///
@@ -136,11 +149,14 @@ struct Geometry {
 pub struct PerCpuAllocator<B: Backing, R: RawMutex> {
     backing: B,
     units: Units,
+    /// The chunks, for whoever frees without the lock.
+    places: Places,
     geometry: Geometry,
     policy: Policy,
     state: Mutex<R, State>,
-    /// Set under the lock, read without: whether an upkeep has something to do.
-    upkeep_due: AtomicBool,
+    caches: Option<Caches>,
+    /// Read without the lock: what is out of the ordinary.
+    signs: AtomicU8,
 }
 
 // SAFETY: the raw pointers inside (chunks, metadata) point to memory that only this instance reaches, and that is only
@@ -226,13 +242,16 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
         let mut block = BlockLayout::new();
         let units_layout = UnitsLayout::add(&mut block, plan.nr_cpu_ids()).map_err(overflow)?;
+        let places_layout = PlacesLayout::add(&mut block, window.chunks).map_err(overflow)?;
         let directory_layout = DirectoryLayout::add(&mut block, window.chunks).map_err(overflow)?;
         let tables_layout = block.finish();
         let tables = backing
             .allocate_metadata(tables_layout, Context::MaySleep)
             .map_err(SetupError::Backing)?;
-        // SAFETY: the block has just been allocated with the layout that both were added to.
-        let (units, directory) = unsafe {
+        // SAFETY: the block has just been allocated with the layout that all were added to; it stays as long as the
+        // instance.
+        let (units, places, directory) = unsafe {
+            let places = Places::new(tables, &places_layout);
             (
                 Units::new(
                     tables,
@@ -240,7 +259,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                     first_chunk,
                     backing.comes_with_touch(),
                 ),
-                Directory::new(tables, &directory_layout),
+                places.view(),
+                Directory::new(tables, &directory_layout, places),
             )
         };
         // An area is aligned within its unit; a copy no further than the unit itself.
@@ -267,10 +287,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let mut new = Self {
             backing,
             units,
+            places,
             geometry,
             policy,
             state: Mutex::new(state),
-            upkeep_due: AtomicBool::new(true),
+            caches: None,
+            signs: AtomicU8::new(UPKEEP_DUE),
         };
         // From here on a failure drops `new`, which gives all metadata back.
         new.add_first_chunk()?;
@@ -348,7 +370,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// Sets the hook that is told of every event, or none.
     pub fn set_event_hook(&self, hook: Option<&'static dyn EventHook>) {
-        self.state.lock().hook = hook;
+        let mut state = self.state.lock();
+        state.hook = hook;
+        self.set_sign(WATCHED, hook.is_some());
     }
 
     /// Serves a request: returns the neutral address of an area, which is zero on every materialised CPU unless
@@ -363,13 +387,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if let Err(error) = result {
             self.refuse(request, error);
         }
-        if self.policy.upkeep == UpkeepBy::Callers
-            && !request
+        self.upkeep_by_caller(
+            request
                 .flags
-                .intersects(AllocFlags::ATOMIC | AllocFlags::TRY)
-        {
-            self.upkeep_if_due();
-        }
+                .intersects(AllocFlags::ATOMIC | AllocFlags::TRY),
+        );
         result
     }
 
@@ -395,12 +417,41 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// As [`free`](Self::free).
     pub unsafe fn free_with(&self, address: usize, flags: FreeFlags) -> Result<(), FreeError> {
         self.take_back(address, flags)?;
-        if self.policy.upkeep == UpkeepBy::Callers
-            && !flags.intersects(FreeFlags::ATOMIC | FreeFlags::TRY)
-        {
+        self.upkeep_by_caller(flags.intersects(FreeFlags::ATOMIC | FreeFlags::TRY));
+        Ok(())
+    }
+
+    /// [`free_with`](Self::free_with) for an area that belongs to no run.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn free_past_cache(&self, address: usize, flags: FreeFlags) -> Result<(), FreeError> {
+        self.take_back_past_runs(address, flags)?;
+        self.upkeep_by_caller(flags.intersects(FreeFlags::ATOMIC | FreeFlags::TRY));
+        Ok(())
+    }
+
+    /// Runs the upkeep if that is the callers' business and it is due, unless the caller `is_hurried`.
+    #[inline]
+    fn upkeep_by_caller(&self, is_hurried: bool) {
+        if self.policy.upkeep == UpkeepBy::Callers && !is_hurried {
             self.upkeep_if_due();
         }
-        Ok(())
+    }
+
+    #[inline]
+    fn has_sign(&self, sign: u8) -> bool {
+        self.signs.load(Ordering::Relaxed) & sign != 0
+    }
+
+    #[inline]
+    fn set_sign(&self, sign: u8, is_set: bool) {
+        if self.has_sign(sign) != is_set {
+            match is_set {
+                true => self.signs.fetch_or(sign, Ordering::Relaxed),
+                false => self.signs.fetch_and(!sign, Ordering::Relaxed),
+            };
+        }
     }
 
     /// `cpu`'s address for a neutral one: one addition.
@@ -459,6 +510,15 @@ impl<B: Backing, R: RawMutex> Drop for PerCpuAllocator<B, R> {
     fn drop(&mut self) {
         while let Some((place, chunk)) = self.state.get_mut().remove_any_chunk() {
             self.destroy(place, chunk);
+            self.free_block(chunk);
+        }
+        while let Some((_, chunk)) = self.state.get_mut().directory.take_parked() {
+            self.free_block(chunk);
+        }
+        if let Some(caches) = self.caches.take() {
+            let (block, layout) = caches.block;
+            // SAFETY: allocated with this layout; the cells in it are not used any more.
+            unsafe { self.backing.free_metadata(block, layout) };
         }
         let (block, layout) = self.geometry.tables;
         // SAFETY: allocated in `new` with this layout; the state that used it is gone, the units are not used any more.

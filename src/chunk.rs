@@ -20,13 +20,17 @@ use intrusive_collections::{LinkedListLink, UnsafeRef, intrusive_adapter};
 use crate::directory::Room;
 use crate::metadata::{BlockLayout, MetaSlice};
 use crate::unit::{Contents, GRANULE_BYTES};
-use area_map::{AreaMap, AreaMapLayout, Effort, Neighbours, NoArea, Visibility};
+use area_map::{AreaMap, AreaMapLayout, Effort, Neighbours, NoArea, Released, Visibility};
+use marks::Marks;
 
 pub(crate) mod area_map;
 pub(crate) mod bitmap;
 mod free_runs;
 mod growth;
+mod marks;
 mod page_len;
+
+pub(crate) use marks::{Freed, note};
 
 /// Pages that a [`PageMask`] can name, and so those that one area may touch.
 pub(crate) const MAX_MASK_PAGES: u32 = u64::BITS;
@@ -110,6 +114,10 @@ pub(crate) struct Chunk {
     pub(crate) place: u32,
     /// Its metadata block.
     pub(crate) block: (NonNull<u8>, Layout),
+    /// The marks of its granules, for whoever frees without the lock.
+    marks: Marks,
+    /// The granule of the unit that the marks begin with.
+    first_granule: u32,
     body: UnsafeCell<Body>,
 }
 
@@ -198,11 +206,45 @@ impl Chunk {
             link: LinkedListLink::new(),
             place,
             block: (block, layout.block),
+            // SAFETY: the marks lie in the chunk's own block.
+            marks: unsafe { body.map.marks.view() },
+            first_granule: base,
             body: UnsafeCell::new(body),
         };
         // SAFETY: the block has room for a chunk there, aligned.
         unsafe { chunk.write(value) };
         chunk
+    }
+
+    /// Frees the live area that starts at `granule` of the unit, without the lock; `None` if there is none.
+    #[inline]
+    pub(crate) fn free(&self, granule: u32) -> Option<(u32, Freed)> {
+        let granule = granule.checked_sub(self.first_granule)?;
+        Some((granule, self.marks.free(granule)?))
+    }
+
+    /// Marks the live area that starts at `granule` of the unit as freed, and has nobody sweep it; false if there is none.
+    pub(crate) fn mark(&self, granule: u32) -> bool {
+        let granule = granule.checked_sub(self.first_granule);
+        granule.is_some_and(|granule| self.marks.end(granule))
+    }
+
+    /// Whether a live area starts at `granule` of the unit.
+    #[inline]
+    pub(crate) fn is_live(&self, granule: u32) -> bool {
+        let granule = granule.checked_sub(self.first_granule);
+        granule.is_some_and(|granule| self.marks.is_live(granule))
+    }
+
+    /// Has the page of `granule` of the unit looked at by the next sweep.
+    pub(crate) fn note(&self, granule: u32) {
+        self.marks.note_page_of(granule - self.first_granule);
+    }
+
+    /// Has every page looked at by the next sweep.
+    #[cfg(all(feature = "std", target_os = "linux"))]
+    pub(crate) fn note_all(&self) {
+        self.marks.note_all();
     }
 
     /// What changes about the chunk; only the holder of the allocator's lock may follow the pointer.
@@ -338,6 +380,39 @@ impl Body {
         Some((start..start + len, claimed))
     }
 
+    /// Takes areas of `len` granules each, one behind the other, the first aligned to `align`, at the lowest place in memory
+    /// that is there that has room for `least`; as many as there are in its page, `most` at most. Returns where the first
+    /// starts, and how many they are.
+    pub(crate) fn take_all(
+        &mut self,
+        len: u32,
+        align: u32,
+        (least, most): (u32, u32),
+    ) -> Option<(u32, u32)> {
+        let start = self.map.find(len * least, align, Effort::Bounded)?;
+        let slots = (self.map.free_from(start, len * most) / len).max(least);
+        let opened_pages = self.map.take_all(start, len, slots);
+        if self.nature == Nature::Mapped {
+            self.counts.empty -= opened_pages;
+        }
+        self.areas += slots;
+        self.largest = self.largest.max(len);
+        Some((start, slots))
+    }
+
+    /// Makes areas of `len` granules each, one behind the other and live, free. Returns how many of them were not live: freed
+    /// already, by somebody who was not told.
+    pub(crate) fn give_back(&mut self, areas: Range<u32>, len: u32) -> u32 {
+        let mut wrong = 0;
+        for start in areas.clone().step_by(len as usize) {
+            wrong += u32::from(!self.map.end_area(start));
+            self.areas -= 1;
+        }
+        let released = self.map.retire(areas);
+        self.note_released(&released);
+        wrong
+    }
+
     #[inline]
     fn mark_taken(&mut self, start: u32, len: u32) {
         let opened_pages = self.map.take(start, len);
@@ -345,6 +420,7 @@ impl Body {
             self.counts.empty -= opened_pages;
         }
         self.areas += 1;
+        self.largest = self.largest.max(len);
     }
 
     /// The claimed pages now have memory with `contents`.
@@ -373,19 +449,72 @@ impl Body {
     pub(crate) fn release(&mut self, start: u32) -> Result<Range<u32>, NoArea> {
         let released = self.map.release(start)?;
         self.areas -= 1;
+        self.note_released(&released);
+        Ok(start..released.end)
+    }
+
+    #[inline]
+    fn note_released(&mut self, released: &Released) {
         if self.nature == Nature::Mapped {
             self.counts.empty += released.emptied_pages;
         }
         if released.neighbours == Neighbours::SomeVacant {
             self.longest_bound = self.map.region().end;
         }
-        Ok(start..released.end)
+    }
+
+    /// The page of the map that `granule` lies in.
+    pub(crate) fn page_of(&self, granule: u32) -> u32 {
+        self.map.pages_of(granule..granule + 1).start
+    }
+
+    /// Makes the chunk new that was destroyed: it has no areas and no memory.
+    pub(crate) fn renew(&mut self) {
+        debug_assert!(self.areas == 0 && self.counts == Counts::default());
+        self.largest = 0;
+    }
+
+    /// Makes the granules of the freed areas free that start in `pages`, but for those that `is_kept` says, by the granule of
+    /// the unit that they start at; `each` is told the length of each.
+    #[inline]
+    pub(crate) fn sweep(
+        &mut self,
+        pages: Range<u32>,
+        is_kept: impl Fn(u32) -> bool,
+        mut each: impl FnMut(u32),
+    ) {
+        let first = self.first_page * self.granules_per_page;
+        let mut from = pages.start;
+        while let Some(page) = self.map.next_freed_page(from..pages.end) {
+            let Range { mut start, end } = self.map.begin_sweep(page);
+            while start < end
+                && let Some(mut areas) = self.map.next_freed(start..end)
+            {
+                let is_kept = |granule: u32| is_kept(first + granule);
+                if is_kept(areas.start) {
+                    start = areas.end;
+                    continue;
+                }
+                self.areas -= 1;
+                each(areas.end - areas.start);
+                // Those behind become free at one go.
+                while areas.end < end && self.map.is_freed(areas.end) && !is_kept(areas.end) {
+                    let next = areas.end;
+                    areas.end = self.map.end_of(next);
+                    self.areas -= 1;
+                    each(areas.end - next);
+                }
+                start = areas.end;
+                let released = self.map.retire(areas);
+                self.note_released(&released);
+            }
+            from = page + 1;
+        }
     }
 
     /// Notes that `area` is handed out; returns the part of it that may hold something other than zero.
     #[inline]
     pub(crate) fn hand_out(&mut self, area: Range<u32>) -> Range<u32> {
-        self.largest = self.largest.max(area.end - area.start);
         let pages = self.map.pages_of(area.clone());
         let dirty = self.hand_out_in(pages.start, &area);
         match pages.end - pages.start {

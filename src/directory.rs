@@ -1,5 +1,5 @@
-//! The table of chunks: which place of the window holds which chunk, and which is the lowest chunk that can serve a
-//! request, from memory that is there or from pages that could be populated.
+//! Which is the lowest chunk that can serve a request, from memory that is there or from pages that could be populated;
+//! and which place is vacant.
 //!
 //! Both questions are answered by a [`MaxTree`] over the places, so that a search costs the same with one chunk and
 //! with thousands, all of them full or not. A place that holds no chunk, or a spare one, counts as full.
@@ -9,18 +9,8 @@ use core::ptr::NonNull;
 
 use crate::chunk::Chunk;
 use crate::max_tree::{MaxTree, MaxTreeLayout};
-use crate::metadata::{BlockLayout, MetaSlice};
-
-/// What a place of the window holds.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Place {
-    /// Nothing.
-    Vacant,
-    /// A chunk that is being made or destroyed.
-    Busy,
-    /// A chunk.
-    Chunk(NonNull<Chunk>),
-}
+use crate::metadata::BlockLayout;
+use crate::places::{Place, Places};
 
 /// The free runs of a chunk as far as searches are concerned, in granules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,8 +26,6 @@ pub(crate) struct Room {
 /// Layout of a [`Directory`] in a metadata block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DirectoryLayout {
-    places: u32,
-    places_at: usize,
     ready: MaxTreeLayout,
     growing: MaxTreeLayout,
     certain: MaxTreeLayout,
@@ -49,8 +37,6 @@ impl DirectoryLayout {
         places: u32,
     ) -> Result<Self, core::alloc::LayoutError> {
         Ok(Self {
-            places,
-            places_at: block.array::<Place>(places as usize)?,
             ready: MaxTreeLayout::add(block, places)?,
             growing: MaxTreeLayout::add(block, places)?,
             certain: MaxTreeLayout::add(block, places)?,
@@ -58,10 +44,10 @@ impl DirectoryLayout {
     }
 }
 
-/// The table of chunks of one instance.
+/// The chunks of one instance, as the holder of the lock sees them.
 #[derive(Debug)]
 pub(crate) struct Directory {
-    places: MetaSlice<Place>,
+    places: Places,
     ready: MaxTree,
     growing: MaxTree,
     certain: MaxTree,
@@ -72,17 +58,16 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// An empty table.
+    /// A directory of `places`, all vacant.
     ///
     /// # Safety
-    /// `block` was allocated with the layout that `layout` was added to, and nothing else uses this part of it while
-    /// the table lives.
-    pub(crate) unsafe fn new(block: NonNull<u8>, layout: &DirectoryLayout) -> Self {
-        let places = layout.places as usize;
+    /// `block` was allocated with the layout that `layout` was added to, for as many places, and nothing else uses this
+    /// part of it while the directory lives.
+    pub(crate) unsafe fn new(block: NonNull<u8>, layout: &DirectoryLayout, places: Places) -> Self {
         // SAFETY: the offsets come from laying these arrays out in this block (promise of the caller).
         unsafe {
             Self {
-                places: MetaSlice::new(block, layout.places_at, places, Place::Vacant),
+                places,
                 ready: MaxTree::new(block, &layout.ready),
                 growing: MaxTree::new(block, &layout.growing),
                 certain: MaxTree::new(block, &layout.certain),
@@ -95,36 +80,46 @@ impl Directory {
     /// What place `at` holds.
     #[inline]
     pub(crate) fn get(&self, at: u32) -> Place {
-        self.places
-            .get(at as usize)
-            .copied()
-            .unwrap_or(Place::Vacant)
+        self.places.get(at)
     }
 
     /// Puts `place` at `at`.
     pub(crate) fn put(&mut self, at: u32, place: Place) {
-        self.places[at as usize] = place;
+        self.places.put(at, place);
         self.used_to = self.used_to.max(at + 1);
-        if matches!(place, Place::Vacant) {
+        if matches!(place, Place::Vacant | Place::Parked(_)) {
             self.vacant_from = self.vacant_from.min(at);
         }
     }
 
     /// The lowest vacant place.
     pub(crate) fn vacant(&mut self) -> Option<u32> {
-        let from = self.vacant_from as usize;
-        let skip = self.places[from..]
-            .iter()
-            .position(|place| matches!(place, Place::Vacant))?;
-        self.vacant_from = (from + skip) as u32;
+        let is_vacant = |&at: &u32| matches!(self.get(at), Place::Vacant | Place::Parked(_));
+        self.vacant_from = (self.vacant_from..self.places.len()).find(is_vacant)?;
         Some(self.vacant_from)
+    }
+
+    /// The lowest place whose chunk has areas that were freed and not swept; they count as swept from now on.
+    #[inline]
+    pub(crate) fn take_freed(&self) -> Option<u32> {
+        self.places.take_freed()
+    }
+
+    /// Takes the metadata of a chunk that has been destroyed; its place holds nothing then.
+    pub(crate) fn take_parked(&mut self) -> Option<(u32, NonNull<Chunk>)> {
+        let (at, chunk) = self.used_places().find_map(|at| match self.get(at) {
+            Place::Parked(chunk) => Some((at, chunk)),
+            Place::Vacant | Place::Busy | Place::Chunk(_) => None,
+        })?;
+        self.put(at, Place::Vacant);
+        Some((at, chunk))
     }
 
     /// All chunks, in order of their places.
     pub(crate) fn chunks(&self) -> impl Iterator<Item = (u32, NonNull<Chunk>)> + '_ {
         (0..self.used_to).filter_map(|at| match self.get(at) {
             Place::Chunk(chunk) => Some((at, chunk)),
-            Place::Vacant | Place::Busy => None,
+            Place::Vacant | Place::Parked(_) | Place::Busy => None,
         })
     }
 
@@ -175,15 +170,19 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::places::PlacesLayout;
     use std::alloc::alloc;
 
     #[test]
     fn vacant_places_are_reused_lowest_first() {
         let mut block = BlockLayout::new();
+        let places = PlacesLayout::add(&mut block, 3).unwrap();
         let layout = DirectoryLayout::add(&mut block, 3).unwrap();
-        // SAFETY: the layout is not empty, and the leaked block belongs to the table alone.
-        let mut directory =
-            unsafe { Directory::new(NonNull::new(alloc(block.finish())).unwrap(), &layout) };
+        // SAFETY: the layout is not empty, and the leaked block belongs to the tables alone.
+        let mut directory = unsafe {
+            let block = NonNull::new(alloc(block.finish())).unwrap();
+            Directory::new(block, &layout, Places::new(block, &places))
+        };
         for at in 0..3 {
             assert_eq!(directory.vacant(), Some(at));
             directory.put(at, Place::Busy);

@@ -56,6 +56,7 @@ use zerocopy::FromZeros;
 use crate::alloc_api::{Domain, Global, PerCpuPtr, alloc_percpu_in};
 use crate::allocator::{PerCpuAllocator, Policy, Region, UpkeepBy};
 use crate::backing::mmap::{Geometry, Mmap, Placement};
+use crate::cache::Here;
 use crate::cpus::Units;
 use crate::embed;
 use crate::module;
@@ -157,19 +158,25 @@ unsafe impl Domain for Global {
         }
     }
 
+    #[inline]
     fn allocate(request: &Request) -> Result<usize, AllocError> {
-        match module::host() {
-            Some(host) => host.allocate(request),
-            None => process().allocator.allocate(request),
+        match ready() {
+            Some(allocator) => {
+                // SAFETY: it is the domain's instance.
+                let here = unsafe { Here::<Self>::new() };
+                allocator.allocate_at(&here, request)
+            }
+            None => allocate_first(request),
         }
     }
 
+    #[inline]
     unsafe fn free(address: usize, flags: FreeFlags) -> Result<(), FreeError> {
-        // SAFETY: the promise of the caller.
+        // SAFETY: the promise of the caller; it is the domain's instance.
         unsafe {
-            match module::host() {
-                Some(host) => host.free(address, flags),
-                None => process().allocator.free_with(address, flags),
+            match ready() {
+                Some(allocator) => allocator.free_at(&Here::<Self>::new(), address, flags),
+                None => free_first(address, flags),
             }
         }
     }
@@ -355,6 +362,42 @@ pub(crate) fn stray_copy(neutral: usize) -> usize {
     neutral.wrapping_add(Global::units().offset(stray).unwrap_or(0))
 }
 
+/// The instance when it is there; 0 before, and in a module.
+static READY: AtomicPtr<GlobalAllocator> = AtomicPtr::new(ptr::null_mut());
+
+#[inline]
+fn ready() -> Option<&'static GlobalAllocator> {
+    let ready = NonNull::new(READY.load(Ordering::Acquire));
+    // SAFETY: an instance that was made lives as long as the process.
+    ready.map(|ready| unsafe { ready.as_ref() })
+}
+
+/// Allocates where the instance is not ready.
+#[cold]
+#[inline(never)]
+fn allocate_first(request: &Request) -> Result<usize, AllocError> {
+    match module::host() {
+        Some(host) => host.allocate(request),
+        None => process().allocator.allocate(request),
+    }
+}
+
+/// Frees where the instance is not ready.
+///
+/// # Safety
+/// As [`Domain::free`].
+#[cold]
+#[inline(never)]
+unsafe fn free_first(address: usize, flags: FreeFlags) -> Result<(), FreeError> {
+    // SAFETY: the promise of the caller.
+    unsafe {
+        match module::host() {
+            Some(host) => host.free(address, flags),
+            None => process().allocator.free_with(address, flags),
+        }
+    }
+}
+
 fn process() -> &'static Process {
     assert!(
         !module::is_module(),
@@ -369,12 +412,19 @@ fn process() -> &'static Process {
 /// The instance, which is made by the first call.
 fn set_up() -> &'static Result<Process, String> {
     static PROCESS: OnceLock<Result<Process, String>> = OnceLock::new();
-    PROCESS.get_or_init(|| {
+    let process = PROCESS.get_or_init(|| {
         let process = Process::new().map_err(|error| error.to_string())?;
         static_var::Template::of_this_object().place_at(process.allocator.neutral_base());
         fork::register().map_err(|error| error.to_string())?;
         Ok(process)
-    })
+    });
+    if let Ok(process) = process {
+        READY.store(
+            ptr::from_ref(&process.allocator).cast_mut(),
+            Ordering::Release,
+        );
+    }
+    process
 }
 
 /// Runs before `main`, so that the handles of static variables are known from then on.
@@ -467,7 +517,8 @@ impl Process {
             ..Policy::default()
         };
         // SAFETY: the first chunk lies in `memory`, which the instance takes over.
-        let allocator = unsafe { GlobalAllocator::new(memory, &first_chunk, policy)? };
+        let mut allocator = unsafe { GlobalAllocator::new(memory, &first_chunk, policy)? };
+        allocator.enable_caches()?;
         Ok(Self {
             allocator,
             method: detect(),

@@ -83,6 +83,7 @@ extern crate std;
 mod alloc_api;
 pub mod allocator;
 pub mod backing;
+pub mod cache;
 mod chunk;
 pub mod counter;
 #[cfg(all(feature = "std", target_os = "linux"))]
@@ -99,6 +100,7 @@ mod metadata;
 pub mod module;
 mod owner;
 pub mod page;
+mod places;
 pub mod refcount;
 mod request;
 #[cfg(all(feature = "std", target_os = "linux"))]
@@ -109,7 +111,7 @@ pub mod unit;
 
 pub use alloc_api::{
     Domain, Global, Handle, Instance, PerCpuPtr, alloc_percpu_bytes, alloc_percpu_in,
-    alloc_percpu_with, free_percpu, free_percpu_with, per_cpu_ptr, this_cpu_ptr,
+    alloc_percpu_with, drain_caches, free_percpu, free_percpu_with, per_cpu_ptr, this_cpu_ptr,
 };
 pub use allocator::PerCpuAllocator;
 pub use counter::{BatchCounter, Counter};

@@ -24,16 +24,10 @@ impl<T: Clone> MetaSlice<T> {
     /// Makes `len` copies of `value` at `at` bytes into `block`.
     ///
     /// # Safety
-    /// `block + at` is aligned for `T` and followed by room for `len` of them, which nothing else uses while the
-    /// result lives.
+    /// As [`filled`](Self::filled).
     pub(crate) unsafe fn new(block: NonNull<u8>, at: usize, len: usize, value: T) -> Self {
-        // SAFETY: `at` lies inside the block (promise of the caller).
-        let first = unsafe { block.add(at) }.cast::<T>();
-        for index in 0..len {
-            // SAFETY: `index < len`, and the caller promises room for `len` aligned values.
-            unsafe { first.add(index).write(value.clone()) };
-        }
-        Self { first, len }
+        // SAFETY: the promise of the caller.
+        unsafe { Self::filled(block, at, len, || value.clone()) }
     }
 }
 
@@ -46,7 +40,9 @@ impl<T> MetaSlice<T> {
             len: 0,
         }
     }
+}
 
+impl<T> MetaSlice<T> {
     /// An array that somebody else has made.
     ///
     /// # Safety
@@ -55,6 +51,26 @@ impl<T> MetaSlice<T> {
     pub(crate) unsafe fn view(first: *const T, len: usize) -> Self {
         // SAFETY: values are at no null pointer (promise of the caller).
         let first = unsafe { NonNull::new_unchecked(first.cast_mut()) };
+        Self { first, len }
+    }
+
+    /// Makes `len` values at `at` bytes into `block`.
+    ///
+    /// # Safety
+    /// `block + at` is aligned for `T` and followed by room for `len` of them, which nothing else uses while the
+    /// result lives.
+    pub(crate) unsafe fn filled(
+        block: NonNull<u8>,
+        at: usize,
+        len: usize,
+        value: impl Fn() -> T,
+    ) -> Self {
+        // SAFETY: `at` lies inside the block (promise of the caller).
+        let first = unsafe { block.add(at) }.cast::<T>();
+        for index in 0..len {
+            // SAFETY: `index < len`, and the caller promises room for `len` aligned values.
+            unsafe { first.add(index).write(value()) };
+        }
         Self { first, len }
     }
 }

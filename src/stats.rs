@@ -8,6 +8,7 @@ use core::ops::Range;
 
 use crate::chunk::Body;
 use crate::request::{AllocError, AllocFlags};
+use crate::this_cpu::slots::ONE_TAKEN;
 use crate::unit::GRANULE_BYTES;
 
 /// Size classes of the histogram: up to 4 bytes, up to 8, ... each twice the one before; the last takes the rest.
@@ -35,7 +36,7 @@ pub struct Stats {
     pub frees: u64,
     /// Live areas.
     pub live: u64,
-    /// The most live areas ever.
+    /// The most live areas ever. Where there are caches, areas count that were idle in them at the time.
     pub live_peak: u64,
     /// Bytes of live areas, sizes rounded up to the grain.
     pub live_bytes: u64,
@@ -45,6 +46,13 @@ pub struct Stats {
     pub smallest_bytes: usize,
     /// Largest size ever handed out, in bytes.
     pub largest_bytes: usize,
+    /// Requests that no cache served, of an instance that has caches: the lock was taken for them.
+    pub cache_misses: u64,
+    /// Times that the caches of all CPUs were emptied.
+    pub cache_drains: u64,
+    /// Areas that two CPUs freed at the same moment, one of them the one whose cache they are of: that was found out when the
+    /// second looked again, or later.
+    pub late_errors: u64,
     /// Requests refused.
     pub failures: u64,
     /// Of these, atomic ones.
@@ -91,11 +99,33 @@ impl Stats {
         let class = usize::BITS - below_last_granule.leading_zeros();
         (class as usize).min(SIZE_CLASSES - 1)
     }
+
+    /// Notes that an area of `bytes`, as asked for, is handed out.
+    #[inline]
+    pub(crate) fn note_size(&mut self, bytes: usize) {
+        self.largest_bytes = self.largest_bytes.max(bytes);
+        // 0 counts as more than any.
+        self.smallest_bytes = self.smallest_bytes.wrapping_sub(1).min(bytes - 1) + 1;
+    }
+
+    /// Counts `areas` of `bytes` each out of the live ones: they are in a cache.
+    pub(crate) fn leave_out(&mut self, areas: u64, bytes: usize) {
+        self.live -= areas;
+        self.live_bytes -= areas * bytes as u64;
+        self.live_sizes[Self::size_class(bytes)] -= areas;
+    }
+
+    /// Counts the areas of `bytes` each that a run has handed out, given the first word of its pair.
+    pub(crate) fn count_taken(&mut self, slots: u64, bytes: usize) {
+        let taken = slots / ONE_TAKEN;
+        self.allocs += taken;
+        self.sizes[Self::size_class(bytes)] += taken;
+    }
 }
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows: [(&str, u64); 30] = [
+        let rows: [(&str, u64); 33] = [
             ("unit_size", self.unit_bytes as u64),
             ("static_size", self.static_bytes as u64),
             ("reserved_size", self.reserved_bytes as u64),
@@ -110,6 +140,9 @@ impl fmt::Display for Stats {
             ("live_peak_bytes", self.live_peak_bytes),
             ("min_alloc_size", self.smallest_bytes as u64),
             ("max_alloc_size", self.largest_bytes as u64),
+            ("cache_misses", self.cache_misses),
+            ("cache_drains", self.cache_drains),
+            ("late_errors", self.late_errors),
             ("nr_fail", self.failures),
             ("nr_fail_atomic", self.atomic_failures),
             ("nr_chunks", self.chunks.into()),

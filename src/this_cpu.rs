@@ -24,7 +24,7 @@ mod buffer;
 mod cell;
 #[cfg(target_arch = "x86_64")]
 pub mod gs;
-mod locked;
+pub(crate) mod locked;
 mod pair;
 pub mod pinned;
 pub mod portable;

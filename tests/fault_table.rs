@@ -649,6 +649,8 @@ fn whatever_runs_out_comes_back() {
                 pcpu.free_area(address, FreeFlags::empty()).unwrap();
             }
             pcpu.trim(0);
+            // SAFETY: nobody frees meanwhile.
+            unsafe { pcpu.trim_metadata() };
             let end = audit(&pcpu).stats;
             assert_eq!((end.chunks, end.metadata_bytes), (1, metadata_bytes));
             assert_eq!(exhaust(&pcpu, &whole).0.len(), chunks);

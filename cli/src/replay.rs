@@ -20,7 +20,7 @@ pub mod player;
 pub mod report;
 
 use pass::Checked;
-use player::{Player, Setup, UpkeepPace, Zeroing};
+use player::{Caches, Player, Setup, UpkeepPace, Zeroing};
 use report::Report;
 
 /// The most CPUs of a simulated machine.
@@ -117,14 +117,16 @@ fn setup(args: &ReplayArgs) -> Result<Setup, CliError> {
             "--placement-cpus: there is no --placements OUT.csv to write them to".into(),
         ));
     }
-    // There is nothing to leave out yet; scripts may name the option already.
-    let _ = args.no_cache;
     Ok(Setup {
         cpus: args.cpus,
         nodes: args.nodes,
         zeroing: match args.no_zero {
             true => Zeroing::Off,
             false => Zeroing::On,
+        },
+        caches: match args.no_cache {
+            true => Caches::Off,
+            false => Caches::On,
         },
         upkeep: match args.upkeep_every {
             Some(ops) => UpkeepPace::Every(ops),

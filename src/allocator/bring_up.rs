@@ -13,7 +13,7 @@ use super::serve::zero_area;
 use crate::backing::{Backing, BackingError, Context, CpuArea, PageSpan};
 use crate::chunk::{MAX_MASK_PAGES, PageMask};
 use crate::cpus::Cpus;
-use crate::directory::Place;
+use crate::places::Place;
 use crate::request::CpuError;
 use crate::unit::{Contents, CpuId, NodeId};
 
@@ -125,7 +125,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let places = self.state.lock().directory.used_places();
         for place in places {
             let mut from = 0;
-            while let Some(pages) = self.populated_pages(place, from) {
+            while let Some(pages) = self.pages_to_populate(place, from) {
                 from += MAX_MASK_PAGES;
                 if !pages.is_empty() {
                     act(self.span(place, pages, Cpus::One(cpu)))?;
@@ -136,7 +136,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// The populated pages of the chunk at `place` from page `from` on, counted in the unit; `None` behind the last.
-    fn populated_pages(&self, place: u32, from: u32) -> Option<PageMask> {
+    fn pages_to_populate(&self, place: u32, from: u32) -> Option<PageMask> {
         let state = self.state.lock();
         let Place::Chunk(chunk) = state.directory.get(place) else {
             return None;

@@ -2,13 +2,13 @@
 
 use core::ptr::NonNull;
 
-use lock_api::RawMutex;
+use lock_api::{MutexGuard, RawMutex};
 
 use super::PerCpuAllocator;
 use super::state::State;
 use crate::backing::Backing;
 use crate::chunk::Chunk;
-use crate::directory::Place;
+use crate::places::Place;
 use crate::stats::{ChunkKind, ChunkStats, MapItem, Stats, visit_map};
 use crate::unit::{CpuId, GRANULE_BYTES};
 
@@ -104,13 +104,16 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         ) {
             (true, _) => state.reserved?,
             (false, Place::Chunk(chunk)) => chunk,
-            (false, Place::Vacant | Place::Busy) => return None,
+            (false, Place::Vacant | Place::Parked(_) | Place::Busy) => return None,
         };
         let body = state.body(chunk);
         if offset < body.byte_offset(0) {
             return None;
         }
         let area = body.map.area_at(body.granule(offset)).ok()?;
+        if self.is_own(neutral) {
+            return None;
+        }
         Some(body.byte_offset(area.end) - body.byte_offset(area.start))
     }
 
@@ -120,13 +123,30 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// The counters.
     pub fn stats(&self) -> Stats {
-        self.state.lock().stats
+        let state = self.swept();
+        let mut stats = state.stats;
+        self.settle_counters(&state, &mut stats);
+        stats
+    }
+
+    /// Pages of a unit that have memory, over all chunks, the first included. Unlike [`stats`](Self::stats), this changes
+    /// nothing: freed areas that have not been swept stay so.
+    pub fn populated_pages(&self) -> u64 {
+        self.state.lock().stats.populated_pages
+    }
+
+    /// The state, with nothing left to be swept.
+    fn swept(&self) -> MutexGuard<'_, R, State> {
+        let mut state = self.state.lock();
+        state.sweep_all();
+        self.note_due(&state);
+        state
     }
 
     /// Reports the figures of every chunk, in order of their places. The lock is held meanwhile: `visit` must not call
     /// the instance.
     pub fn visit_chunks(&self, mut visit: impl FnMut(&ChunkStats)) {
-        let state = self.state.lock();
+        let state = self.swept();
         for (chunk, place, kind) in self.chunks(&state) {
             visit(&ChunkStats::of(place, kind, state.body(chunk)));
         }
@@ -135,12 +155,15 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Reports what lies in every chunk: its areas, its free runs, its populated pages. The lock is held meanwhile:
     /// `visit` must not call the instance.
     pub fn visit_map(&self, mut visit: impl FnMut(u32, MapItem)) {
-        let state = self.state.lock();
+        let state = self.swept();
         for (chunk, place, _) in self.chunks(&state) {
             visit_map(
                 state.body(chunk),
                 self.geometry.sizes.page_bytes(),
-                &mut |item| visit(place, item),
+                &mut |item| match &item {
+                    MapItem::Area(area) if self.is_own(self.neutral(place) + area.start) => {}
+                    _ => visit(place, item),
+                },
             );
         }
     }

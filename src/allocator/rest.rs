@@ -63,6 +63,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let state = unsafe { &mut *self.state.data_ptr() };
         // Threads of the original that waited for a rest of their own are not here.
         state.rest_wanted = 0;
+        // Nor are those that had freed an area, and were about to say so.
+        (0..state.directory.used_places().end).for_each(|place| self.places.note_all(place));
+        if let Some(caches) = &self.caches {
+            caches.cells.share_all();
+        }
         // SAFETY: as in `end_rest`.
         unsafe { self.state.force_unlock() };
     }

@@ -7,7 +7,7 @@ use lock_api::{MutexGuard, RawMutex};
 use zerocopy::FromZeros;
 
 use super::PerCpuAllocator;
-use super::state::{Batch, Placed, State, Taken};
+use super::state::{Batch, Placed, State, Taken, VacantPlace};
 use crate::backing::{Backing, BackingError, Context, CpuArea};
 use crate::chunk::{Chunk, Nature};
 use crate::request::{AllocError, AllocFlags, Request};
@@ -54,17 +54,46 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         granules: u32,
         align: u32,
     ) -> Result<usize, AllocError> {
-        let mut state = self
+        let state = self
             .lock(request.flags.contains(AllocFlags::TRY))
             .ok_or(AllocError::Busy)?;
+        self.serve_locked(state, request, granules, align)
+    }
+
+    /// [`serve`](Self::serve) with the lock held.
+    #[inline]
+    pub(super) fn serve_locked<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, R, State>,
+        request: &Request,
+        granules: u32,
+        align: u32,
+    ) -> Result<usize, AllocError> {
         match state.take_ready(request.flags, granules, align) {
             Some(taken) => Ok(self.hand_out(state, request, &taken)),
-            None => self.serve_growing(state, request, granules, align),
+            None => self.serve_swept(state, request, granules, align),
         }
     }
 
-    /// Serves a request that memory that is there cannot serve.
+    /// Serves a request that no free granules can serve in memory that is there: by those of areas that were freed and not
+    /// swept, or else by growing.
     #[inline(never)]
+    fn serve_swept<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, R, State>,
+        request: &Request,
+        granules: u32,
+        align: u32,
+    ) -> Result<usize, AllocError> {
+        while state.sweep_lowest() {
+            if let Some(taken) = state.take_ready(request.flags, granules, align) {
+                return Ok(self.hand_out(state, request, &taken));
+            }
+        }
+        self.serve_growing(state, request, granules, align)
+    }
+
+    /// Serves a request that memory that is there cannot serve.
     fn serve_growing<'a>(
         &'a self,
         mut state: MutexGuard<'a, R, State>,
@@ -228,7 +257,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// Zeroes `bytes`, whole granules, from the neutral address `from` on every materialised CPU.
-    fn zero(&self, from: usize, bytes: usize) {
+    pub(super) fn zero(&self, from: usize, bytes: usize) {
         // A store is quicker than a call.
         match bytes {
             // SAFETY: the range lies in an area that has just been taken, whose pages are populated on these CPUs; nobody
@@ -265,22 +294,25 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Enters the chunk that was made for `place`, or vacates the place again; returns with the lock held.
     fn enter_chunk(
         &self,
-        place: u32,
+        place: VacantPlace,
         made: Result<NonNull<Chunk>, BackingError>,
         hook: Option<&'static dyn EventHook>,
     ) -> Result<MutexGuard<'_, R, State>, BackingError> {
         if let (Ok(_), Some(hook)) = (made, hook) {
             // Before anyone can allocate from it, so that the events are in order.
             hook.event(&Event::ChunkCreated {
-                place,
-                address: self.neutral(place),
+                place: place.at,
+                address: self.neutral(place.at),
             });
         }
         let mut state = self.state.lock();
         match made {
             Ok(chunk) => {
-                state.add_chunk(chunk, place);
-                state.count_chunk_created(self.geometry.chunk.block.size());
+                state.add_chunk(chunk, place.at);
+                state.count_chunk_created();
+                if place.parked.is_none() {
+                    state.metadata_grew(self.geometry.chunk.block.size());
+                }
                 Ok(state)
             }
             Err(error) => {
@@ -290,11 +322,20 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
     }
 
-    fn make_chunk_at(&self, place: u32, context: Context) -> Result<NonNull<Chunk>, BackingError> {
+    fn make_chunk_at(
+        &self,
+        place: VacantPlace,
+        context: Context,
+    ) -> Result<NonNull<Chunk>, BackingError> {
+        if let Some(chunk) = place.parked {
+            // SAFETY: the place was vacant and has been claimed: the chunk is not reserved.
+            unsafe { self.backing.reserve(self.space(place.at), context)? };
+            return Ok(chunk);
+        }
         let layout = &self.geometry.chunk;
         let block = self.backing.allocate_metadata(layout.block, context)?;
-        // SAFETY: the place was vacant and has been claimed: the chunk is not reserved.
-        if let Err(error) = unsafe { self.backing.reserve(self.space(place), context) } {
+        // SAFETY: as above.
+        if let Err(error) = unsafe { self.backing.reserve(self.space(place.at), context) } {
             // SAFETY: allocated above with this layout, not used yet.
             unsafe {
                 match context {
@@ -306,7 +347,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
         let granules = (self.geometry.sizes.unit_bytes() / GRANULE_BYTES) as u32;
         // SAFETY: the block was allocated with this layout, which is for all pages of a unit.
-        Ok(unsafe { Chunk::new(block, layout, place, Nature::Mapped, 0..granules) })
+        Ok(unsafe { Chunk::new(block, layout, place.at, Nature::Mapped, 0..granules) })
     }
 
     /// Counts and reports a refusal.

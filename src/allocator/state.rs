@@ -9,9 +9,11 @@ use core::ptr::NonNull;
 use intrusive_collections::{LinkedList, UnsafeRef};
 
 use crate::backing::BackingError;
+use crate::cache::Cells;
 use crate::chunk::area_map::NoArea;
 use crate::chunk::{Body, Chunk, ChunkAdapter, Counts, Membership};
-use crate::directory::{Directory, Place, Room};
+use crate::directory::{Directory, Room};
+use crate::places::Place;
 use crate::stats::{EventHook, Stats};
 use crate::unit::{GRANULE_BYTES, UnitSizes};
 
@@ -29,6 +31,14 @@ pub(super) struct Batch {
     pub(super) phase: usize,
     /// A CPU was being brought up then.
     pub(super) is_bring_up: bool,
+}
+
+/// A vacant place that has been claimed for a chunk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct VacantPlace {
+    pub(super) at: u32,
+    /// The metadata of the chunk that was there before.
+    pub(super) parked: Option<NonNull<Chunk>>,
 }
 
 /// What changes about an instance.
@@ -57,6 +67,8 @@ pub(super) struct State {
     /// Populating and giving back under way, by phase.
     works: [u32; 2],
     phase: usize,
+    /// Which areas belong to runs, and from one place to the next, in granules.
+    cells: Option<(Cells, usize)>,
 }
 
 impl State {
@@ -87,6 +99,21 @@ impl State {
             rest_wanted: 0,
             works: [0; 2],
             phase: 0,
+            cells: None,
+        }
+    }
+
+    /// Leaves areas of runs alone from now on that are marked as freed. Granules of the window are counted from its first;
+    /// chunks are `pitch` granules apart.
+    pub(super) fn use_cells(&mut self, cells: Cells, pitch: usize) {
+        self.cells = Some((cells, pitch));
+    }
+
+    /// Makes areas of `len` granules each, one behind the other and live, free; nobody had them.
+    pub(super) fn give_back_areas(&mut self, chunk: NonNull<Chunk>, areas: Range<u32>, len: u32) {
+        if !areas.is_empty() {
+            let wrong = self.edit_area(chunk, |body| body.give_back(areas, len));
+            self.stats.late_errors += u64::from(wrong);
         }
     }
 
@@ -104,6 +131,64 @@ impl State {
                     NoArea::Interior(start) => Some(body.byte_offset(start)),
                 })
         })
+    }
+
+    /// The offset of the area that the place `offset` bytes into the unit lies in, if it starts before.
+    pub(super) fn area_around(&self, chunk: NonNull<Chunk>, offset: usize) -> Option<usize> {
+        let body = self.body(chunk);
+        match body.map.area_at(body.granule(offset)) {
+            Err(NoArea::Interior(start)) => Some(body.byte_offset(start)),
+            Err(NoArea::Free) | Ok(_) => None,
+        }
+    }
+
+    /// Makes the granules of the freed areas free that start in the page of `granule`.
+    pub(super) fn sweep_page(&mut self, place: u32, chunk: NonNull<Chunk>, granule: u32) {
+        // Whoever asks knew the chunk before the lock was taken.
+        if !matches!(self.directory.get(place), Place::Chunk(now) if now == chunk) {
+            return;
+        }
+        self.sweep(chunk, |body| {
+            let page = body.page_of(granule);
+            page..page + 1
+        });
+    }
+
+    /// Makes the granules of the freed areas of the lowest chunk that has any free; false if none has.
+    pub(super) fn sweep_lowest(&mut self) -> bool {
+        while let Some(at) = self.directory.take_freed() {
+            if let Place::Chunk(chunk) = self.directory.get(at) {
+                self.sweep(chunk, |body| 0..body.map.pages());
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Makes the granules of all freed areas free.
+    pub(super) fn sweep_all(&mut self) {
+        while self.sweep_lowest() {}
+    }
+
+    #[inline]
+    fn sweep(&mut self, chunk: NonNull<Chunk>, pages: impl FnOnce(&Body) -> Range<u32>) {
+        // SAFETY: as in `body_mut`. Of the state, only the counters are touched meanwhile.
+        let body = unsafe { &mut *chunk.as_ref().body() };
+        let before = body.counts.empty;
+        let cells = self.cells.take();
+        let is_kept = |granule: u32| {
+            let Some((cells, pitch)) = &cells else {
+                return false;
+            };
+            // SAFETY: as above.
+            let place = unsafe { chunk.as_ref() }.place as usize;
+            cells.is_entered(place * pitch + granule as usize)
+        };
+        body.sweep(pages(body), is_kept, |granules| {
+            self.count_free(granules as usize * GRANULE_BYTES)
+        });
+        self.cells = cells;
+        self.after_area_change(chunk, before);
     }
 
     /// Changes the body of a chunk; afterwards the sums, the chunk's list and its entry in the directory are right.
@@ -131,6 +216,15 @@ impl State {
         let body = self.body_mut(chunk);
         let empty = body.counts.empty;
         let result = change(body);
+        self.after_area_change(chunk, empty);
+        result
+    }
+
+    /// Puts the sums, the chunk's list and its entry right after areas were taken or freed; `empty` is what the body counted
+    /// before.
+    #[inline]
+    fn after_area_change(&mut self, chunk: NonNull<Chunk>, empty: u32) {
+        let body = self.body_mut(chunk);
         let after = body.counts;
         let is_entered = body.is_entered();
         if after.empty != empty {
@@ -139,7 +233,6 @@ impl State {
         if !is_entered {
             self.note_room(chunk);
         }
-        result
     }
 
     /// Brings the sums and the chunk's list up to date.
@@ -228,20 +321,35 @@ impl State {
     }
 
     /// Claims a vacant place for a chunk in the making.
-    pub(super) fn claim_place(&mut self) -> Result<u32, BackingError> {
-        let place = self
+    pub(super) fn claim_place(&mut self) -> Result<VacantPlace, BackingError> {
+        let at = self
             .directory
             .vacant()
             .ok_or(BackingError::OutOfAddressSpace)?;
-        self.directory.put(place, Place::Busy);
+        let parked = match self.directory.get(at) {
+            Place::Parked(chunk) => Some(chunk),
+            Place::Vacant | Place::Busy | Place::Chunk(_) => None,
+        };
+        self.directory.put(at, Place::Busy);
         self.busy_places += 1;
-        Ok(place)
+        Ok(VacantPlace { at, parked })
     }
 
-    /// Vacates a place that was claimed, or whose chunk has been destroyed.
-    pub(super) fn vacate(&mut self, place: u32) {
-        self.directory.put(place, Place::Vacant);
+    /// Vacates a place that was claimed.
+    pub(super) fn vacate(&mut self, place: VacantPlace) {
+        let VacantPlace { at, parked } = place;
+        self.directory
+            .put(at, parked.map_or(Place::Vacant, Place::Parked));
         self.busy_places -= 1;
+    }
+
+    /// Vacates a place whose chunk has been destroyed, and keeps the chunk's metadata there.
+    pub(super) fn park(&mut self, at: u32, chunk: NonNull<Chunk>) {
+        self.body_mut(chunk).renew();
+        self.vacate(VacantPlace {
+            at,
+            parked: Some(chunk),
+        });
     }
 
     /// Enters a chunk of the first chunk.
@@ -361,9 +469,8 @@ impl State {
         self.stats.populated_peak_pages = populated_pages;
     }
 
-    pub(super) fn count_chunk_created(&mut self, metadata_bytes: usize) {
+    pub(super) fn count_chunk_created(&mut self) {
         self.stats.chunks_created += 1;
-        self.metadata_grew(metadata_bytes);
     }
 
     pub(super) fn metadata_grew(&mut self, bytes: usize) {
@@ -384,12 +491,33 @@ impl State {
         stats.live_peak = stats.live_peak.max(stats.live);
         stats.live_bytes += rounded_bytes as u64;
         stats.live_peak_bytes = stats.live_peak_bytes.max(stats.live_bytes);
-        stats.largest_bytes = stats.largest_bytes.max(bytes);
-        // 0 counts as more than any.
-        stats.smallest_bytes = stats.smallest_bytes.wrapping_sub(1).min(bytes - 1) + 1;
+        stats.note_size(bytes);
         let class = Stats::size_class(rounded_bytes);
         stats.sizes[class] += 1;
         stats.live_sizes[class] += 1;
+    }
+
+    /// Counts the areas of a run, of `len_bytes` each, as live, one of which is handed out for a request of `bytes`.
+    pub(super) fn count_run(&mut self, areas: u32, len_bytes: usize, bytes: usize) {
+        let areas = u64::from(areas);
+        self.retry_in = self.retry_in.saturating_sub(1);
+        let stats = &mut self.stats;
+        stats.live += areas;
+        stats.live_peak = stats.live_peak.max(stats.live);
+        stats.live_bytes += areas * len_bytes as u64;
+        stats.live_peak_bytes = stats.live_peak_bytes.max(stats.live_bytes);
+        stats.live_sizes[Stats::size_class(len_bytes)] += areas;
+        stats.note_size(bytes);
+    }
+
+    /// Counts areas of a run out of the live ones that nobody has.
+    pub(super) fn count_unused(&mut self, areas: u32, len_bytes: usize) {
+        self.stats.leave_out(areas.into(), len_bytes);
+    }
+
+    /// Counts what a run that is closed has handed out: the first word of its pair says how much.
+    pub(super) fn count_taken(&mut self, slots: u64, len_bytes: usize) {
+        self.stats.count_taken(slots, len_bytes);
     }
 
     #[inline]

@@ -10,7 +10,8 @@ use crate::unit::FirstChunkSpec;
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Panics unless all that is kept in step is in step.
     fn check(&self) {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        state.sweep_all();
         let (mut populated, mut empty, mut areas, mut spares, mut chunks) = (0, 0, 0, 0, 0);
         for (place, chunk) in state.directory.chunks() {
             let body = state.body(chunk);

@@ -2,12 +2,11 @@
 //! too few. It may sleep; a kernel runs it from a worker, a process when it is due.
 
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering;
 
 use lock_api::RawMutex;
 
-use super::PerCpuAllocator;
 use super::state::{Batch, State};
+use super::{PerCpuAllocator, SWEEP_DUE, UPKEEP_DUE};
 use crate::backing::Backing;
 use crate::chunk::{Chunk, MAX_MASK_PAGES, PageMask};
 use crate::cpus::Cpus;
@@ -42,7 +41,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// after every request.
     #[inline]
     pub fn is_upkeep_due(&self) -> bool {
-        self.upkeep_due.load(Ordering::Relaxed)
+        self.has_sign(UPKEEP_DUE | SWEEP_DUE)
     }
 
     /// Runs the upkeep. It may sleep, and takes no longer than what there is to give back and to prepare.
@@ -69,8 +68,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         report
     }
 
-    /// Gives back all that can be: every page without an area, and spare chunks beyond `spare_chunks`. It prepares
-    /// nothing.
+    /// Gives back all that can be: every page without an area, and spare chunks beyond `spare_chunks`. It prepares nothing.
+    /// Areas that are free in caches keep their pages: [`drain`](Self::drain) empties these. The metadata of chunks that are no
+    /// more stays for the next ones: see [`trim_metadata`](Self::trim_metadata).
     pub fn trim(&self, spare_chunks: u32) -> UpkeepReport {
         self.state.lock().stats.spare_target = self.policy.spare_chunks;
         let report = self.settle(0, spare_chunks);
@@ -79,13 +79,30 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// Runs the upkeep if it is due.
+    #[inline]
     pub fn upkeep_if_due(&self) {
         if self.is_upkeep_due() {
+            self.sweep_or_upkeep();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn sweep_or_upkeep(&self) {
+        if self.has_sign(SWEEP_DUE) {
+            let mut state = self.state.lock();
+            self.set_sign(SWEEP_DUE, false);
+            state.sweep_all();
+            self.note_due(&state);
+        }
+        if self.has_sign(UPKEEP_DUE) {
             self.upkeep();
         }
     }
 
     fn settle(&self, keep_pages: u32, spare_chunks: u32) -> UpkeepReport {
+        self.set_sign(SWEEP_DUE, false);
+        self.state.lock().sweep_all();
         let mut report = UpkeepReport {
             pages_given_back: self.give_back(keep_pages),
             ..UpkeepReport::default()
@@ -158,16 +175,42 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             });
         }
         let mut state = self.state.lock();
-        state.vacate(place);
+        state.park(place, chunk);
         state.stats.chunks_destroyed += 1;
-        state.stats.metadata_bytes -= self.geometry.chunk.block.size();
         true
     }
 
-    /// Gives back all that a chunk has. It has been taken out of the directory, so nobody else knows of it.
+    /// Gives back the metadata of chunks that are no more.
+    ///
+    /// # Safety
+    /// No CPU is in the middle of a free: one that is looks at the metadata of the chunk that the address lies in, without the
+    /// lock.
+    pub unsafe fn trim_metadata(&self) {
+        while let Some(chunk) = self.take_parked() {
+            self.free_block(chunk);
+        }
+    }
+
+    /// The metadata of a chunk that is no more.
+    fn take_parked(&self) -> Option<NonNull<Chunk>> {
+        let mut state = self.state.lock();
+        let (_, chunk) = state.directory.take_parked()?;
+        state.stats.metadata_bytes -= self.geometry.chunk.block.size();
+        Some(chunk)
+    }
+
+    /// Gives back a chunk's metadata, the chunk with it.
+    pub(super) fn free_block(&self, chunk: NonNull<Chunk>) {
+        // SAFETY: the chunk is in no table, and not used after its block is freed.
+        let (block, layout) = unsafe { chunk.as_ref() }.block;
+        // SAFETY: the block was allocated with this layout.
+        unsafe { self.backing.free_metadata(block, layout) };
+    }
+
+    /// Gives back a chunk's memory and address space. It has been taken out of the directory, so nobody else changes it.
     pub(super) fn destroy(&self, place: u32, chunk: NonNull<Chunk>) {
-        // SAFETY: the chunk is ours alone; it is not used after its block is freed below.
-        let (block, body) = unsafe { (chunk.as_ref().block, &*chunk.as_ref().body()) };
+        // SAFETY: the chunk is ours alone.
+        let body = unsafe { &*chunk.as_ref().body() };
         if place != 0 {
             let cpus = Cpus::Set(self.units.materialised());
             let mut from = 0;
@@ -182,8 +225,6 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             // SAFETY: reserved when the chunk was made; all its pages are without memory now.
             unsafe { self.backing.release(self.space(place)) };
         }
-        // SAFETY: the block was allocated with this layout, and the chunk in it is not used any more.
-        unsafe { self.backing.free_metadata(block.0, block.1) };
     }
 
     /// Whether a spare chunk should be made: there are fewer than wanted, and either atomic requests have asked for more
@@ -211,8 +252,6 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let due = has_surplus(stats.empty_pages)
             || stats.spare_chunks > stats.spare_target
             || (self.lacks_spare(state) && state.may_try_spare());
-        if self.upkeep_due.load(Ordering::Relaxed) != due {
-            self.upkeep_due.store(due, Ordering::Relaxed);
-        }
+        self.set_sign(UPKEEP_DUE, due);
     }
 }

@@ -64,7 +64,7 @@ pub struct PagingSetup {
     pub neutral_base: usize,
     /// The node that metadata and shared tables come from.
     pub node: NodeId,
-    /// The most chunks at a time, the first one included. The allocator's table takes 30 bytes for each, whether it is there
+    /// The most chunks at a time, the first one included. The allocator's table takes 23 bytes for each, whether it is there
     /// or not, and small units make room for many in 1 GiB. There is always one, and never more than there is room for.
     pub max_chunks: u32,
 }

@@ -1,18 +1,21 @@
 //! Which granules of a region are used, and by which areas.
 //!
-//! Two bitmaps with a bit per 4-byte granule: `used`, and `starts` with the first granule of each area. Where the free
-//! runs are is kept by [`FreeRuns`]. Taking and returning an area changes its bits and the records of the runs beside
-//! it, nothing else, however many areas live and however they lie.
+//! What a granule is stands in the [`Marks`]; where the free runs are is kept by [`FreeRuns`]. Taking and returning an area
+//! changes its marks and the records of the runs beside it, nothing else, however many areas live and however they lie.
 //!
-//! Invariants: a set bit in `starts` is set in `used`, but for the one behind a region that does not fill its pages;
-//! `runs` agrees with `used`. Offsets are in granules from the start of the map, which is page aligned.
+//! An area is freed in two steps: its mark says so at once, which takes no lock; its granules become free when its page is
+//! swept, together with others.
+//!
+//! Invariants: `runs` agrees with what the marks say is occupied. Offsets are in granules from the start of the map, which
+//! is page aligned.
 
 use core::ops::Range;
 
-use super::bitmap;
+use super::bitmap::{self, Words};
 use super::free_runs::{FreeRuns, FreeRunsLayout};
+use super::marks::{Marks, MarksLayout};
 use super::page_len::PageLen;
-use crate::metadata::{BlockLayout, MetaSlice};
+use crate::metadata::BlockLayout;
 
 pub(crate) use super::free_runs::{Neighbours, Visibility};
 
@@ -56,8 +59,7 @@ pub(crate) struct Released {
 pub(crate) struct AreaMapLayout {
     pages: u32,
     page_len: PageLen,
-    used_at: usize,
-    starts_at: usize,
+    marks: MarksLayout,
     runs: FreeRunsLayout,
 }
 
@@ -68,12 +70,11 @@ impl AreaMapLayout {
         pages: u32,
         granules_per_page: u32,
     ) -> Result<Self, core::alloc::LayoutError> {
-        let words = (pages * granules_per_page / u64::BITS) as usize;
+        let page_len = PageLen::new(granules_per_page);
         Ok(Self {
             pages,
-            page_len: PageLen::new(granules_per_page),
-            used_at: block.array::<u64>(words)?,
-            starts_at: block.array::<u64>(words)?,
+            page_len,
+            marks: MarksLayout::add(block, pages, page_len)?,
             runs: FreeRunsLayout::add(block, pages)?,
         })
     }
@@ -82,8 +83,7 @@ impl AreaMapLayout {
 /// The areas and free runs of one region of a chunk.
 #[derive(Debug)]
 pub(crate) struct AreaMap {
-    pub(super) used: MetaSlice<u64>,
-    starts: MetaSlice<u64>,
+    pub(super) marks: Marks,
     pub(super) runs: FreeRuns,
     pub(super) page_len: PageLen,
     free_granules: u32,
@@ -102,26 +102,23 @@ impl AreaMap {
         region: Range<u32>,
         visibility: Visibility,
     ) -> Self {
-        let words = layout.page_len.words(0..layout.pages).len();
-        // SAFETY: the offsets come from laying these arrays out in this block (promise of the caller).
-        let (mut used, mut starts, mut runs) = unsafe {
+        // SAFETY: the promise of the caller.
+        let (marks, mut runs) = unsafe {
             (
-                MetaSlice::new(block, layout.used_at, words, 0),
-                MetaSlice::new(block, layout.starts_at, words, 0),
+                Marks::new(block, &layout.marks),
                 FreeRuns::new(block, &layout.runs, layout.page_len),
             )
         };
         let end = layout.page_len.granules(0..layout.pages).end;
         if region.end < end {
             // What lies behind the region is no part of the region's last area.
-            bitmap::set_bit(&mut starts, region.end);
+            marks.end_areas_at(region.end);
         }
-        bitmap::set(&mut used, 0..region.start);
-        bitmap::set(&mut used, region.end..end);
-        runs.set_visibility(&used, 0..layout.pages, visibility);
+        marks.block(0..region.start);
+        marks.block(region.end..end);
+        runs.set_visibility(marks.occupied(), 0..layout.pages, visibility);
         Self {
-            used,
-            starts,
+            marks,
             runs,
             page_len: layout.page_len,
             free_granules: region.end - region.start,
@@ -191,7 +188,7 @@ impl AreaMap {
     #[inline]
     pub(crate) fn find(&self, len: u32, align: u32, effort: Effort) -> Option<u32> {
         let page = self.runs.first(len)?;
-        match self.runs.fit_in(&self.used, page, len, align) {
+        match self.runs.fit_in(self.marks.occupied(), page, len, align) {
             Some(start) => Some(start),
             None => self.find_above(page, len, align, effort),
         }
@@ -207,7 +204,7 @@ impl AreaMap {
         let mut from = page + 1;
         while tries > 1 {
             let page = self.runs.find(len, from)?;
-            let found = self.runs.fit_in(&self.used, page, len, align);
+            let found = self.runs.fit_in(self.marks.occupied(), page, len, align);
             if found.is_some() {
                 return found;
             }
@@ -215,7 +212,7 @@ impl AreaMap {
             from = page + 1;
         }
         let page = self.runs.first(len + align - 1)?;
-        self.runs.fit_in(&self.used, page, len, align)
+        self.runs.fit_in(self.marks.occupied(), page, len, align)
     }
 
     /// Marks `len` free granules at `start` as one area; returns how many visible pages are touched that no area
@@ -223,52 +220,117 @@ impl AreaMap {
     #[inline]
     pub(crate) fn take(&mut self, start: u32, len: u32) -> u32 {
         debug_assert_eq!(
-            bitmap::next_set(&self.used, start..start + len),
+            bitmap::next_set(&self.marks.occupied(), start..start + len),
             start + len
         );
         self.free_granules -= len;
-        let (word, bit) = ((start / u64::BITS) as usize, start % u64::BITS);
-        self.starts[word] |= 1 << bit;
-        let used = &mut self.used[word];
-        if let Some((bits, (left, right))) = bitmap::enclosed(*used, bit, len) {
-            *used |= bits;
+        let (word, bit) = (start / u64::BITS, start % u64::BITS);
+        let occupied = self.marks.occupied();
+        if let Some((bits, (left, right))) =
+            bitmap::enclosed(occupied.word(word as usize), bit, len)
+        {
+            self.marks.take_in_word(word as usize, bits);
             let (page, run) = (self.page_len.page(start), start - left..start + len + right);
-            self.runs.took_inside(&self.used, page, run, (left, right));
+            self.runs.took_inside(occupied, page, run, (left, right));
             return 0;
         }
-        bitmap::set(&mut self.used, start..start + len);
-        self.runs.took(&self.used, start..start + len)
+        self.marks.take(start..start + len);
+        self.runs.took(occupied, start..start + len)
     }
 
-    /// Marks the area that starts at `start` free.
+    /// Marks free granules as so many areas of `len` granules, one behind the other; returns how many visible pages are
+    /// touched that no area touched before.
+    pub(crate) fn take_all(&mut self, start: u32, len: u32, count: u32) -> u32 {
+        let areas = start..start + len * count;
+        debug_assert_eq!(
+            bitmap::next_set(&self.marks.occupied(), areas.clone()),
+            areas.end
+        );
+        self.free_granules -= len * count;
+        self.marks.take_all(areas.clone(), len);
+        self.runs.took(self.marks.occupied(), areas)
+    }
+
+    /// How many granules are free from `start` on in its page, `most` at most.
+    pub(crate) fn free_from(&self, start: u32, most: u32) -> u32 {
+        let page_end = self.granules_of(self.page_len.page(start)).end;
+        let end = page_end.min(start + most);
+        bitmap::next_set(&self.marks.occupied(), start..end) - start
+    }
+
+    /// Frees the area that starts at `start`, and its granules.
     #[inline]
     pub(crate) fn release(&mut self, start: u32) -> Result<Released, NoArea> {
-        let end = self.area_end(start)?;
+        let area = self.area_at(start)?;
+        if !self.marks.end(start) {
+            return Err(NoArea::Free);
+        }
+        Ok(self.retire(area))
+    }
+
+    /// Makes the granules of areas that lie one behind the other, none of which is live, free.
+    #[inline]
+    pub(crate) fn retire(&mut self, areas: Range<u32>) -> Released {
+        let Range { start, end } = areas;
         let len = end - start;
         self.free_granules += len;
-        let (word, bit) = ((start / u64::BITS) as usize, start % u64::BITS);
-        self.starts[word] &= !(1 << bit);
-        let used = &mut self.used[word];
+        let (word, bit) = (start / u64::BITS, start % u64::BITS);
+        self.marks.clear(areas.clone());
+        let occupied = self.marks.occupied();
         // A hidden page is left alone: no run of it is recorded.
-        if let Some((bits, (left, right))) = bitmap::enclosed(*used, bit, len)
+        if let Some((_, (left, right))) = bitmap::enclosed(occupied.word(word as usize), bit, len)
             && self.runs.is_ready(self.page_len.page(start))
         {
-            *used &= !bits;
             let (page, run) = (self.page_len.page(start), start - left..end + right);
             self.runs.released_inside(page, run, (left, right));
-            return Ok(Released {
+            return Released {
                 end,
                 emptied_pages: 0,
                 neighbours: Neighbours::NoneVacant,
-            });
+            };
         }
-        bitmap::clear(&mut self.used, start..end);
-        let (run, emptied_pages) = self.runs.released(&self.used, start..end);
-        Ok(Released {
+        let (run, emptied_pages) = self.runs.released(occupied, areas);
+        Released {
             end,
             emptied_pages,
             neighbours: self.runs.neighbours(&run),
-        })
+        }
+    }
+
+    /// The lowest of `pages` with areas that were freed and have not been swept.
+    #[inline]
+    pub(crate) fn next_freed_page(&self, pages: Range<u32>) -> Option<u32> {
+        self.marks.next_freed_page(pages)
+    }
+
+    /// Notes that `page` is about to be swept; returns its granules.
+    pub(crate) fn begin_sweep(&mut self, page: u32) -> Range<u32> {
+        self.marks.begin_sweep(page);
+        self.page_len.granules(page..page + 1)
+    }
+
+    /// The first freed area that starts in `granules`.
+    #[inline]
+    pub(crate) fn next_freed(&self, granules: Range<u32>) -> Option<Range<u32>> {
+        let start = bitmap::next_where(granules.clone(), |word| self.marks.freed_starts(word));
+        (start < granules.end).then(|| start..self.marks.area_end(start))
+    }
+
+    /// Marks the live area that starts at `start` as freed; false if there is none.
+    #[inline]
+    pub(crate) fn end_area(&self, start: u32) -> bool {
+        self.marks.end(start)
+    }
+
+    /// Makes the freed area that starts at `start` live again.
+    pub(crate) fn revive(&self, start: u32) {
+        self.marks.revive(start);
+    }
+
+    /// Whether a freed area starts at `granule`.
+    #[inline]
+    pub(crate) fn is_freed(&self, granule: u32) -> bool {
+        granule < self.end() && self.marks.at(granule) == (false, true)
     }
 
     /// The granules of the area that starts at `start`.
@@ -276,44 +338,42 @@ impl AreaMap {
         Ok(start..self.area_end(start)?)
     }
 
-    /// The end of the area that starts at `start`: the next area's start or the next free granule.
-    #[inline]
-    fn area_end(&self, start: u32) -> Result<u32, NoArea> {
-        let (word, bit) = ((start / u64::BITS) as usize, start % u64::BITS);
-        if !self.region.contains(&start) || self.used[word] >> bit & 1 == 0 {
-            return Err(NoArea::Free);
-        }
-        if self.starts[word] >> bit & 1 == 0 {
-            return Err(self.area_around(start));
-        }
-        let ends = (self.starts[word] | !self.used[word]) >> bit >> 1;
-        match ends {
-            0 => Ok(self.area_end_behind(start)),
-            _ => Ok(start + 1 + ends.trailing_zeros()),
-        }
+    /// The end of the area that starts at `start`, live or freed.
+    pub(crate) fn end_of(&self, start: u32) -> u32 {
+        self.marks.area_end(start)
     }
 
-    /// [`area_end`](Self::area_end) of an area that reaches the end of its first word.
-    fn area_end_behind(&self, start: u32) -> u32 {
-        bitmap::next_where(start + 1..self.end(), |word| {
-            self.starts[word] | !self.used[word]
-        })
+    /// The end of the live area that starts at `start`: the next area's start or the next free granule.
+    #[inline]
+    fn area_end(&self, start: u32) -> Result<u32, NoArea> {
+        if !self.region.contains(&start) {
+            return Err(NoArea::Free);
+        }
+        match self.marks.at(start) {
+            (true, true) => Ok(self.marks.area_end(start)),
+            (true, false) => Err(self.area_around(start)),
+            (false, _) => Err(NoArea::Free),
+        }
     }
 
     /// Why `granule`, a used one, starts no area.
     #[cold]
     fn area_around(&self, granule: u32) -> NoArea {
-        NoArea::Interior(bitmap::run_start(&self.starts, 0..granule) - 1)
+        let start = bitmap::start_where(0..granule, |word| self.marks.starts(word)) - 1;
+        match self.is_freed(start) {
+            true => NoArea::Free,
+            false => NoArea::Interior(start),
+        }
     }
 
-    /// All areas, in order.
+    /// All live areas, in order.
     pub(crate) fn areas(&self) -> impl Iterator<Item = Range<u32>> + '_ {
         let end = self.region.end;
         let mut at = 0;
         core::iter::from_fn(move || {
-            let start = bitmap::next_set(&self.starts, at..end);
+            let start = bitmap::next_where(at..end, |word| self.marks.live_starts(word));
             (start < end).then(|| {
-                at = self.area_end_behind(start);
+                at = self.marks.area_end(start);
                 start..at
             })
         })
@@ -324,20 +384,21 @@ impl AreaMap {
         let end = self.end();
         let mut at = 0;
         core::iter::from_fn(move || {
-            let start = bitmap::next_clear(&self.used, at..end);
-            at = bitmap::next_set(&self.used, start..end);
+            let start = bitmap::next_clear(&self.marks.occupied(), at..end);
+            at = bitmap::next_set(&self.marks.occupied(), start..end);
             (start < end).then_some(start..at)
         })
     }
 
     /// Sets which searches see `pages`.
     pub(crate) fn set_visibility(&mut self, pages: Range<u32>, visibility: Visibility) {
-        self.runs.set_visibility(&self.used, pages, visibility);
+        self.runs
+            .set_visibility(self.marks.occupied(), pages, visibility);
     }
 
     /// Granules in the map, whole pages.
     fn end(&self) -> u32 {
-        self.used.len() as u32 * u64::BITS
+        self.page_len.granules(0..self.pages()).end
     }
 }
 

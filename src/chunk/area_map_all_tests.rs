@@ -115,7 +115,7 @@ fn all_maps_of_five_pages() {
 fn set_visibility(map: &mut AreaMap, pages: Range<u32>, seen: Visibility) {
     for page in pages {
         let mut granules = map.granules_of(page);
-        let is_touched = granules.any(|granule| bitmap::get(&map.used, granule));
+        let is_touched = granules.any(|granule| bitmap::get(&map.marks.occupied(), granule));
         let seen = match seen {
             Visibility::Vacant if is_touched => Visibility::Hidden,
             seen => seen,

@@ -1,16 +1,47 @@
 //! Word-level searches in a bitmap of granules.
 //!
-//! A set bit is a granule in use. Every function works on a slice of 64-bit words, bit `i` being bit `i % 64` of word
-//! `i / 64`; ranges are half open. Nothing here knows of pages or chunks: callers pass the words of one page, or of a
-//! whole region.
+//! A set bit is a granule in use. Searches work on [`Words`], bit `i` being bit `i % 64` of word `i / 64`; ranges are half
+//! open. Nothing here knows of pages or chunks: callers pass the words of one page, or of a whole region.
 
 use core::ops::Range;
 
 /// Bits in a word.
 const WORD: u32 = u64::BITS;
 
+/// A bitmap that is read by the word.
+pub(crate) trait Words {
+    /// How many words there are.
+    fn count(&self) -> usize;
+
+    /// One of them.
+    fn word(&self, index: usize) -> u64;
+}
+
+impl Words for [u64] {
+    #[inline]
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    #[inline]
+    fn word(&self, index: usize) -> u64 {
+        self[index]
+    }
+}
+
+#[cfg(test)]
+impl<const N: usize> Words for [u64; N] {
+    fn count(&self) -> usize {
+        N
+    }
+
+    fn word(&self, index: usize) -> u64 {
+        self[index]
+    }
+}
+
 /// The bits `range` of a word, `range` lying in `0..=64`.
-fn mask(range: Range<u32>) -> u64 {
+pub(crate) fn mask(range: Range<u32>) -> u64 {
     debug_assert!(range.start <= range.end && range.end <= WORD);
     if range.is_empty() {
         return 0;
@@ -58,8 +89,8 @@ pub(crate) fn clear_bit(words: &mut [u64], at: u32) {
 }
 
 /// Whether bit `at` is set.
-pub(crate) fn get(words: &[u64], at: u32) -> bool {
-    words[(at / WORD) as usize] >> (at % WORD) & 1 != 0
+pub(crate) fn get(words: &(impl Words + ?Sized), at: u32) -> bool {
+    words.word((at / WORD) as usize) >> (at % WORD) & 1 != 0
 }
 
 /// The first index in `range` for which the word function `bits` (word index to word) has a set bit, or `range.end`.
@@ -80,19 +111,19 @@ pub(crate) fn next_where(range: Range<u32>, bits: impl Fn(usize) -> u64) -> u32 
 }
 
 /// The first set bit in `range`, or `range.end`.
-pub(crate) fn next_set(words: &[u64], range: Range<u32>) -> u32 {
-    next_where(range, |word| words[word])
+pub(crate) fn next_set(words: &(impl Words + ?Sized), range: Range<u32>) -> u32 {
+    next_where(range, |word| words.word(word))
 }
 
 /// The first clear bit in `range`, or `range.end`.
-pub(crate) fn next_clear(words: &[u64], range: Range<u32>) -> u32 {
-    next_where(range, |word| !words[word])
+pub(crate) fn next_clear(words: &(impl Words + ?Sized), range: Range<u32>) -> u32 {
+    next_where(range, |word| !words.word(word))
 }
 
 /// The start of the run of clear bits that ends just before `range.end`: one past the last set bit of `range`, or
 /// `range.start`.
-pub(crate) fn run_start(words: &[u64], range: Range<u32>) -> u32 {
-    start_where(range, |word| words[word])
+pub(crate) fn run_start(words: &(impl Words + ?Sized), range: Range<u32>) -> u32 {
+    start_where(range, |word| words.word(word))
 }
 
 /// The start of the run that ends just before `range.end` of bits that the word function `bits` has clear.
@@ -146,7 +177,7 @@ fn start_mask(align: u32) -> u64 {
 /// The lowest start of `len` clear bits aligned to `align` (a power of two), or `None`.
 ///
 /// Cost: one pass over the words, whatever the number of runs in them.
-pub(crate) fn find(words: &[u64], len: u32, align: u32) -> Option<u32> {
+pub(crate) fn find(words: &(impl Words + ?Sized), len: u32, align: u32) -> Option<u32> {
     debug_assert!(len > 0 && align.is_power_of_two());
     if len <= WORD {
         find_short(words, len, align)
@@ -156,12 +187,14 @@ pub(crate) fn find(words: &[u64], len: u32, align: u32) -> Option<u32> {
 }
 
 /// [`find`] for runs that fit two neighbouring words: all 64 starts of a word are tried at once.
-fn find_short(words: &[u64], len: u32, align: u32) -> Option<u32> {
+fn find_short(words: &(impl Words + ?Sized), len: u32, align: u32) -> Option<u32> {
     let starts = start_mask(align);
     let step = (align / WORD).max(1) as usize;
     let mut next_at = 0;
-    while let Some(&word) = words.get(next_at) {
+    let count = words.count();
+    while next_at < count {
         let at = next_at;
+        let word = words.word(at);
         next_at += step;
         if word == u64::MAX {
             continue;
@@ -182,7 +215,10 @@ fn find_short(words: &[u64], len: u32, align: u32) -> Option<u32> {
         let tail = starts & !(u64::MAX >> word.leading_zeros());
         if tail != 0 {
             let start = tail.trailing_zeros();
-            let next = words.get(at + 1).map_or(0, |next| next.trailing_zeros());
+            let next = match at + 1 < count {
+                true => words.word(at + 1).trailing_zeros(),
+                false => 0,
+            };
             if WORD - start + next >= len {
                 return Some(at as u32 * WORD + start);
             }
@@ -192,10 +228,11 @@ fn find_short(words: &[u64], len: u32, align: u32) -> Option<u32> {
 }
 
 /// [`find`] for runs longer than a word: every such run touches a word border, so only its ends are looked at.
-fn find_long(words: &[u64], len: u32, align: u32) -> Option<u32> {
+fn find_long(words: &(impl Words + ?Sized), len: u32, align: u32) -> Option<u32> {
     // Clear bits just before the current word.
     let mut run = 0;
-    for (index, &word) in words.iter().enumerate() {
+    for index in 0..words.count() {
+        let word = words.word(index);
         let base = index as u32 * WORD;
         let start = (base - run).next_multiple_of(align);
         if base + word.trailing_zeros() >= start + len {
@@ -260,7 +297,7 @@ mod tests {
             ] {
                 for align in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
                     assert_eq!(
-                        find(&words, len, align),
+                        find(&words[..], len, align),
                         find_slowly(&words, len, align),
                         "{words:x?} len {len} align {align}"
                     );
@@ -275,14 +312,14 @@ mod tests {
             for at in 0..=256 {
                 for from in [0, 5, 64, 100].into_iter().filter(|&from| from <= at) {
                     let mut start = at;
-                    while start > from && !get(&words, start - 1) {
+                    while start > from && !get(&words[..], start - 1) {
                         start -= 1;
                     }
-                    assert_eq!(run_start(&words, from..at), start);
+                    assert_eq!(run_start(&words[..], from..at), start);
                 }
                 assert_eq!(
-                    next_set(&words, at..256),
-                    (at..256).find(|&i| get(&words, i)).unwrap_or(256)
+                    next_set(&words[..], at..256),
+                    (at..256).find(|&i| get(&words[..], i)).unwrap_or(256)
                 );
             }
         }
@@ -294,10 +331,10 @@ mod tests {
             for start in 0..64 {
                 for len in [1, 2, 7, 63, 64] {
                     let (mut below, mut above) = (start, start + len);
-                    while below > 0 && !get(&words, below - 1) {
+                    while below > 0 && !get(&words[..], below - 1) {
                         below -= 1;
                     }
-                    while above < 64 && !get(&words, above) {
+                    while above < 64 && !get(&words[..], above) {
                         above += 1;
                     }
                     let mut bits = [0];
@@ -323,10 +360,10 @@ mod tests {
                 }
                 let mut words = [0; 4];
                 set(&mut words, start..end);
-                assert!((0..256).all(|at| get(&words, at) == (start..end).contains(&at)));
+                assert!((0..256).all(|at| get(&words[..], at) == (start..end).contains(&at)));
                 let mut words = [u64::MAX; 4];
                 clear(&mut words, start..end);
-                assert!((0..256).all(|at| get(&words, at) != (start..end).contains(&at)));
+                assert!((0..256).all(|at| get(&words[..], at) != (start..end).contains(&at)));
             }
         }
     }

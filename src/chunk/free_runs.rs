@@ -2,7 +2,7 @@
 //!
 //! A run belongs to the page that it starts in, and counts whole there, however many pages it goes on through. A tree of
 //! maxima over the pages, each with the longest run that starts in it, finds the lowest page with a run that is long
-//! enough; the bits of that page tell where. A change touches the records of one or two pages: that of the run beside
+//! enough; the marks of that page tell where. A change touches the records of one or two pages: that of the run beside
 //! it, and, where a run is cut or joined at a page border, that of the next one. Most changes leave the longest run of
 //! the page alone and the tree as it is.
 //!
@@ -11,13 +11,14 @@
 //!
 //! Invariants: `longest` of a visible page is the length of the longest run that starts in it, of another page 0; the
 //! page's [`Record`] says how many are as long and bounds the others; a page is not both `ready` and `vacant`; of the
-//! ready pages, `untouched` has those without a used granule. The bits themselves belong to the map, which passes them to
-//! every call.
+//! ready pages, `untouched` has those without a used granule. What is used stands in the [marks](super::marks), which
+//! the map passes to every call.
 
 use core::ops::Range;
 use core::ptr::NonNull;
 
 use super::bitmap;
+use super::marks::Occupied;
 use super::page_len::PageLen;
 use crate::max_tree::{MaxTree, MaxTreeLayout};
 use crate::metadata::{BlockLayout, MetaSlice};
@@ -130,17 +131,17 @@ impl FreeRuns {
 
     /// Whether `page` has memory and is in no transition.
     pub(super) fn is_ready(&self, page: u32) -> bool {
-        bitmap::get(&self.ready, page)
+        bitmap::get(&*self.ready, page)
     }
 
     /// Whether `page` has no memory and is in no transition.
     pub(super) fn is_vacant(&self, page: u32) -> bool {
-        bitmap::get(&self.vacant, page)
+        bitmap::get(&*self.vacant, page)
     }
 
     /// Whether `page` is ready and no area touches it.
     pub(super) fn is_open(&self, page: u32) -> bool {
-        bitmap::get(&self.ready, page) && bitmap::get(&self.untouched, page)
+        bitmap::get(&*self.ready, page) && bitmap::get(&*self.untouched, page)
     }
 
     /// The pages of a word of page bits that have no used granule and are ready or vacant.
@@ -151,15 +152,15 @@ impl FreeRuns {
     /// The first run of ready pages at `from` or above.
     pub(super) fn next_ready(&self, from: u32) -> Option<Range<u32>> {
         let pages = self.pages();
-        let start = bitmap::next_set(&self.ready, from..pages);
-        (start < pages).then(|| start..bitmap::next_clear(&self.ready, start..pages))
+        let start = bitmap::next_set(&*self.ready, from..pages);
+        (start < pages).then(|| start..bitmap::next_clear(&*self.ready, start..pages))
     }
 
     /// The first run of vacant pages at `from` or above.
     pub(super) fn next_vacant(&self, from: u32) -> Option<Range<u32>> {
         let pages = self.pages();
-        let start = bitmap::next_set(&self.vacant, from..pages);
-        (start < pages).then(|| start..bitmap::next_clear(&self.vacant, start..pages))
+        let start = bitmap::next_set(&*self.vacant, from..pages);
+        (start < pages).then(|| start..bitmap::next_clear(&*self.vacant, start..pages))
     }
 
     /// The lowest page that a run of at least `len` granules starts in.
@@ -176,7 +177,13 @@ impl FreeRuns {
     /// The lowest place for `len` granules aligned to `align` in the runs that start in `page`, the longest of which has as
     /// many.
     #[inline]
-    pub(super) fn fit_in(&self, used: &[u64], page: u32, len: u32, align: u32) -> Option<u32> {
+    pub(super) fn fit_in(
+        &self,
+        used: Occupied<'_>,
+        page: u32,
+        len: u32,
+        align: u32,
+    ) -> Option<u32> {
         let record = &self.records[page as usize];
         if record.ties == 1 && record.runner_up < len && record.longest_at != NOWHERE {
             // No other run will do.
@@ -185,7 +192,7 @@ impl FreeRuns {
             return (start + len <= end).then_some(start);
         }
         let Range { start: base, end } = self.page_len.granules(page..page + 1);
-        let inside = bitmap::find(&used[self.page_len.words(page..page + 1)], len, align);
+        let inside = bitmap::find(&used.words(self.page_len.words(page..page + 1)), len, align);
         match inside {
             Some(start) => Some(base + start),
             None => self.fit_over_end(used, page, base..end, len, align),
@@ -196,13 +203,13 @@ impl FreeRuns {
     #[inline(never)]
     fn fit_over_end(
         &self,
-        used: &[u64],
+        used: Occupied<'_>,
         page: u32,
         granules: Range<u32>,
         len: u32,
         align: u32,
     ) -> Option<u32> {
-        let start = bitmap::run_start(used, granules).next_multiple_of(align);
+        let start = bitmap::run_start(&used, granules).next_multiple_of(align);
         (self.run_end_behind(used, page) >= start + len).then_some(start)
     }
 
@@ -231,7 +238,7 @@ impl FreeRuns {
     #[inline]
     pub(super) fn took_inside(
         &mut self,
-        used: &[u64],
+        used: Occupied<'_>,
         page: u32,
         run: Range<u32>,
         (left, right): (u32, u32),
@@ -263,7 +270,7 @@ impl FreeRuns {
     /// Notes that the free run that `area` was part of has lost it; its bits are set. Returns how many visible pages no
     /// area touched before.
     #[inline(never)]
-    pub(super) fn took(&mut self, used: &[u64], area: Range<u32>) -> u32 {
+    pub(super) fn took(&mut self, used: Occupied<'_>, area: Range<u32>) -> u32 {
         let page = self.page_len.page(area.start);
         if self.page_len.page(area.end - 1) != page || !self.is_ready(page) {
             return self.took_pages(used, area);
@@ -274,7 +281,7 @@ impl FreeRuns {
             true => start + self.longest.get(home),
             false => self.run_end(used, page, area.end),
         };
-        let was_untouched = bitmap::get(&self.untouched, page);
+        let was_untouched = bitmap::get(&*self.untouched, page);
         bitmap::clear_bit(&mut self.untouched, page);
         let next = self.page_len.page(area.end);
         let (left, right) = ((start, area.start - start), (area.end, end - area.end));
@@ -297,7 +304,7 @@ impl FreeRuns {
     /// Notes that `area` is free again; its bits are clear. Returns the run that it lies in now, and how many visible
     /// pages no area touches any more.
     #[inline(never)]
-    pub(super) fn released(&mut self, used: &[u64], area: Range<u32>) -> (Range<u32>, u32) {
+    pub(super) fn released(&mut self, used: Occupied<'_>, area: Range<u32>) -> (Range<u32>, u32) {
         let page = self.page_len.page(area.start);
         if self.page_len.page(area.end - 1) != page || !self.is_ready(page) {
             return self.released_pages(used, area);
@@ -336,7 +343,7 @@ impl FreeRuns {
     }
 
     /// [`took`](Self::took) for an area of more than one page, or of pages that searches do not see.
-    fn took_pages(&mut self, used: &[u64], area: Range<u32>) -> u32 {
+    fn took_pages(&mut self, used: Occupied<'_>, area: Range<u32>) -> u32 {
         let pages = self.page_len.pages_of(area.clone());
         let opens = pages.clone().filter(|&page| self.is_open(page)).count();
         bitmap::clear(&mut self.untouched, pages.clone());
@@ -345,12 +352,11 @@ impl FreeRuns {
     }
 
     /// [`released`](Self::released) for an area of more than one page, or of pages that searches do not see.
-    fn released_pages(&mut self, used: &[u64], area: Range<u32>) -> (Range<u32>, u32) {
+    fn released_pages(&mut self, used: Occupied<'_>, area: Range<u32>) -> (Range<u32>, u32) {
         let pages = self.page_len.pages_of(area.clone());
         let mut emptied = 0;
         for page in pages.clone() {
-            let words = &used[self.page_len.words(page..page + 1)];
-            if words.iter().all(|&word| word == 0) {
+            if used.is_clear(self.page_len.words(page..page + 1)) {
                 bitmap::set_bit(&mut self.untouched, page);
                 emptied += u32::from(self.is_ready(page));
             }
@@ -363,14 +369,14 @@ impl FreeRuns {
     /// Sets which searches see `pages`.
     pub(super) fn set_visibility(
         &mut self,
-        used: &[u64],
+        used: Occupied<'_>,
         pages: Range<u32>,
         visibility: Visibility,
     ) {
         let (was_ready, is_ready) = (&mut self.ready, visibility == Visibility::Ready);
         let changes = match is_ready {
-            true => bitmap::next_clear(was_ready, pages.clone()) < pages.end,
-            false => bitmap::next_set(was_ready, pages.clone()) < pages.end,
+            true => bitmap::next_clear(&**was_ready, pages.clone()) < pages.end,
+            false => bitmap::next_set(&**was_ready, pages.clone()) < pages.end,
         };
         match is_ready {
             true => bitmap::set(was_ready, pages.clone()),
@@ -384,8 +390,7 @@ impl FreeRuns {
         }
         if changes {
             for page in pages.clone().filter(|_| is_ready) {
-                let words = &used[self.page_len.words(page..page + 1)];
-                match words.iter().all(|&word| word == 0) {
+                match used.is_clear(self.page_len.words(page..page + 1)) {
                     true => bitmap::set_bit(&mut self.untouched, page),
                     false => bitmap::clear_bit(&mut self.untouched, page),
                 }
@@ -397,9 +402,9 @@ impl FreeRuns {
     /// The start of the free run that ends just before `at`, a granule of `page` or the one behind it; `at` if there is
     /// none.
     #[inline]
-    fn run_start(&self, used: &[u64], page: u32, at: u32) -> u32 {
+    fn run_start(&self, used: Occupied<'_>, page: u32, at: u32) -> u32 {
         let base = self.page_len.granules(page..page + 1).start;
-        let start = bitmap::run_start(used, base..at);
+        let start = bitmap::run_start(&used, base..at);
         if start > base {
             return start;
         }
@@ -408,9 +413,9 @@ impl FreeRuns {
 
     /// The end of the free run that starts at `at`, a granule of `page` or the one behind it; `at` if there is none.
     #[inline]
-    fn run_end(&self, used: &[u64], page: u32, at: u32) -> u32 {
+    fn run_end(&self, used: Occupied<'_>, page: u32, at: u32) -> u32 {
         let page_end = self.page_len.granules(page..page + 1).end;
-        let end = bitmap::next_set(used, at..page_end);
+        let end = bitmap::next_set(&used, at..page_end);
         if end < page_end {
             return end;
         }
@@ -418,24 +423,24 @@ impl FreeRuns {
     }
 
     /// The start of the run that ends with the last granule before `page`, or the first granule of `page`.
-    fn run_start_before(&self, used: &[u64], page: u32) -> u32 {
+    fn run_start_before(&self, used: Occupied<'_>, page: u32) -> u32 {
         let first = bitmap::start_where(0..page, |word| !(self.ready[word] & self.untouched[word]));
         let Range { start: low, end } = self.page_len.granules(first.saturating_sub(1)..first);
         match first > 0 && self.is_ready(first - 1) {
-            true => bitmap::run_start(used, low..end),
+            true => bitmap::run_start(&used, low..end),
             false => end,
         }
     }
 
     /// The end of the run that starts with the first granule behind `page`, or that granule.
-    fn run_end_behind(&self, used: &[u64], page: u32) -> u32 {
+    fn run_end_behind(&self, used: Occupied<'_>, page: u32) -> u32 {
         let pages = self.pages();
         let last = bitmap::next_where(page + 1..pages, |word| {
             !(self.ready[word] & self.untouched[word])
         });
         let Range { start, end: high } = self.page_len.granules(last..last + 1);
         match last < pages && self.is_ready(last) {
-            true => bitmap::next_set(used, start..high),
+            true => bitmap::next_set(&used, start..high),
             false => start,
         }
     }

@@ -61,7 +61,7 @@ impl AreaMap {
         let first = bitmap::start_where(0..page, |word| !self.runs.loose(word));
         let before = self.page_len.granules(first.saturating_sub(1)..first);
         match first > 0 && self.runs.is_ready(first - 1) {
-            true => bitmap::run_start(&self.used, before),
+            true => bitmap::run_start(&self.marks.occupied(), before),
             false => self.page_len.granules(first..first).start,
         }
     }
@@ -71,7 +71,7 @@ impl AreaMap {
         let last = bitmap::next_where(page..self.pages(), |word| !self.runs.loose(word));
         let behind = self.page_len.granules(last..last + 1);
         match last < self.pages() && self.runs.is_ready(last) {
-            true => bitmap::next_set(&self.used, behind),
+            true => bitmap::next_set(&self.marks.occupied(), behind),
             false => behind.start,
         }
     }

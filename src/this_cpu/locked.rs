@@ -6,6 +6,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+#[cfg(not(target_arch = "x86_64"))]
 use portable_atomic::AtomicU128;
 
 use super::buffer::DATA_OFFSET_BYTES;
@@ -18,7 +19,34 @@ const IN_WORK: u64 = 1 << 63;
 ///
 /// # Safety
 /// `copy` points to a live pair, aligned to 16 bytes, that is only changed by such steps.
-pub(super) unsafe fn replace_pair(copy: *mut Pair, old: Pair, new: Pair) -> Pair {
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) unsafe fn replace_pair(copy: *mut Pair, old: Pair, new: Pair) -> Pair {
+    let [mut low, mut high] = old;
+    // SAFETY: live and aligned (promise of the caller). rbx, which holds the low half of the new pair, is not to be had as an
+    // operand: it is exchanged for the time being.
+    unsafe {
+        core::arch::asm!(
+            "xchg rsi, rbx",
+            "lock cmpxchg16b xmmword ptr [rdi]",
+            "mov rbx, rsi",
+            in("rdi") copy,
+            inout("rsi") new[0] => _,
+            in("rcx") new[1],
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack)
+        );
+    }
+    [low, high]
+}
+
+/// Replaces a pair if it is `old`; returns what it was.
+///
+/// # Safety
+/// `copy` points to a live pair, aligned to 16 bytes, that is only changed by such steps.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) unsafe fn replace_pair(copy: *mut Pair, old: Pair, new: Pair) -> Pair {
     let wide = |pair: Pair| -> u128 { zerocopy::transmute!(pair) };
     // SAFETY: live and aligned (promise of the caller).
     let copy = unsafe { AtomicU128::from_ptr(copy.cast()) };
@@ -32,7 +60,7 @@ pub(super) unsafe fn replace_pair(copy: *mut Pair, old: Pair, new: Pair) -> Pair
 ///
 /// # Safety
 /// `copy` points to a live pair, aligned to 16 bytes.
-pub(super) unsafe fn peek_pair(copy: *const Pair) -> Pair {
+pub(crate) unsafe fn peek_pair(copy: *const Pair) -> Pair {
     let word = copy.cast::<u64>();
     // SAFETY: live and aligned (promise of the caller).
     unsafe { [u64::load(word), u64::load(word.add(1))] }
@@ -42,7 +70,7 @@ pub(super) unsafe fn peek_pair(copy: *const Pair) -> Pair {
 ///
 /// # Safety
 /// As [`replace_pair`].
-pub(super) unsafe fn is_replaced(copy: *mut Pair, old: Pair, new: Pair) -> bool {
+pub(crate) unsafe fn is_replaced(copy: *mut Pair, old: Pair, new: Pair) -> bool {
     // SAFETY: the promise of the caller.
     unsafe { slots::replace_by(|| replace_pair(copy, old, new), old) }
 }
@@ -86,7 +114,7 @@ impl Drop for InWork<'_> {
 /// # Safety
 /// `copy` points to a live buffer of `capacity_bytes` that is only worked on by the functions of this file; `source` to
 /// as many bytes.
-pub(super) unsafe fn append(
+pub(crate) unsafe fn append(
     copy: *mut u64,
     source: *const u8,
     bytes: usize,
@@ -113,7 +141,7 @@ pub(super) unsafe fn append(
 /// # Safety
 /// `copy` points to a live buffer that is only worked on by the functions of this file; `out` to as much room as the
 /// buffer has.
-pub(super) unsafe fn take(copy: *mut u64, out: *mut u8, relax: impl Fn()) -> usize {
+pub(crate) unsafe fn take(copy: *mut u64, out: *mut u8, relax: impl Fn()) -> usize {
     // SAFETY: the promise of the caller.
     let mut buffer = unsafe { InWork::begin(copy, relax) };
     let used_bytes = buffer.bytes as usize;

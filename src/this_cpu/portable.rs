@@ -2,8 +2,9 @@
 //! the caller is by then, and slower. For homes without restartable sequences, and for the simulated machine.
 
 use core::marker::PhantomData;
+use core::sync::atomic::AtomicU32;
 
-use super::{Change, LocalOps, Pair, RemotePairs, Word, locked};
+use super::{Change, LocalOps, Pair, Put, RemotePairs, Word, locked, slots};
 use crate::alloc_api::Domain;
 use crate::backing::Backing;
 
@@ -29,6 +30,17 @@ impl<D: Domain> Portable<D> {
             other.and_then(|other| units.offset(other))
         };
         at.wrapping_add(offset.expect("no CPU has memory for its copies"))
+    }
+
+    /// The copy of the CPU that the caller was on, if it has memory. It gets none here: slots are taken and put by the
+    /// allocator itself, with its lock held and in contexts that must not sleep.
+    fn own_copy(at: usize) -> Option<*mut Pair> {
+        let (units, cpu) = (D::units(), D::current_cpu());
+        let has_memory = units.materialised().contains(cpu);
+        let offset = units.offset(cpu).filter(|_| has_memory)?;
+        Some(core::ptr::with_exposed_provenance_mut(
+            at.wrapping_add(offset),
+        ))
     }
 
     fn relax() {
@@ -65,10 +77,34 @@ unsafe impl<D: Domain> LocalOps for Portable<D> {
         unsafe { locked::replace_pair(copy, old, new) }
     }
 
+    unsafe fn take_slot(at: usize, class: u64, class_mask: u64, _gate: &AtomicU32) -> Option<Pair> {
+        let copy = Self::own_copy(at)?;
+        // SAFETY: the pair is live on every CPU that has memory (promise of the caller).
+        let peek = || Some(unsafe { locked::peek_pair(copy) });
+        // SAFETY: as above, and changed by such steps only.
+        let replace = |old, new| unsafe { locked::replace_pair(copy, old, new) };
+        slots::take_by_replacing(peek, replace, class, class_mask)
+    }
+
+    unsafe fn put_slot(at: usize, run: u64, slot: u64, _gate: &AtomicU32) -> Put {
+        let Some(copy) = Self::own_copy(at) else {
+            return Put::Elsewhere;
+        };
+        // SAFETY: as in `take_slot`.
+        let peek = || Some(unsafe { locked::peek_pair(copy) });
+        // SAFETY: as in `take_slot`.
+        let replace = |old, new| unsafe { locked::replace_pair(copy, old, new) };
+        slots::put_by_replacing(peek, replace, run, slot)
+    }
+
+    unsafe fn replace_pair_gated(at: usize, old: Pair, new: Pair, _gate: &AtomicU32) -> bool {
+        // SAFETY: as in `take_slot`.
+        Self::own_copy(at).is_some_and(|copy| unsafe { locked::is_replaced(copy, old, new) })
+    }
+
     unsafe fn peek_pair(at: usize) -> Option<Pair> {
-        let copy = core::ptr::with_exposed_provenance(Self::copy(at));
-        // SAFETY: the pair is live on every possible CPU (promise of the caller).
-        Some(unsafe { locked::peek_pair(copy) })
+        // SAFETY: as in `take_slot`.
+        Self::own_copy(at).map(|copy| unsafe { locked::peek_pair(copy) })
     }
 
     fn remote_pairs() -> RemotePairs {

@@ -74,7 +74,7 @@ fn without_lowest([slots, run]: Pair, class: u64, class_mask: u64) -> Option<Pai
 
 /// Takes a slot: looks by `peek`, and commits by `replace`, which results in what the pair was.
 #[inline(always)]
-pub(super) fn take_by_replacing(
+pub(crate) fn take_by_replacing(
     peek: impl FnOnce() -> Option<Pair>,
     replace: impl Fn(Pair, Pair) -> Pair,
     class: u64,
@@ -95,7 +95,7 @@ pub(super) fn take_by_replacing(
 
 /// Puts a slot, in the same way.
 #[inline(always)]
-pub(super) fn put_by_replacing(
+pub(crate) fn put_by_replacing(
     peek: impl FnOnce() -> Option<Pair>,
     replace: impl Fn(Pair, Pair) -> Pair,
     run: u64,
@@ -128,7 +128,7 @@ pub(super) fn put_by_replacing(
 /// Whether `replace` has found the pair to be `old`, and so has replaced it. Orders memory as taking and putting slots
 /// does: whoever opens a run puts its slots, whoever closes one takes them.
 #[inline(always)]
-pub(super) fn replace_by(replace: impl FnOnce() -> Pair, old: Pair) -> bool {
+pub(crate) fn replace_by(replace: impl FnOnce() -> Pair, old: Pair) -> bool {
     fence(Ordering::Release);
     let is_replaced = replace() == old;
     fence(Ordering::Acquire);

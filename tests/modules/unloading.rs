@@ -145,6 +145,19 @@ fn announced() -> Option<usize> {
     Some(section)
 }
 
+/// Whether an address lies in the program itself.
+fn is_of_the_host(address: usize) -> bool {
+    let program = std::env::current_exe().expect("there is one");
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("there is one");
+    maps.lines().any(|line| {
+        let (range, _) = line.split_once(' ').expect("a range");
+        let (start, end) = range.split_once('-').expect("two ends");
+        let address_of = |text| usize::from_str_radix(text, 16).expect("an address");
+        line.ends_with(program.to_str().expect("a name"))
+            && (address_of(start)..address_of(end)).contains(&address)
+    })
+}
+
 /// No operation of an unloadable library leaves a section announced, whichever way it takes.
 #[test]
 #[cfg(target_arch = "x86_64")]
@@ -157,7 +170,9 @@ fn no_trace_is_left() {
         for _ in 0..100 {
             kinds = 0;
             while library.operation(kinds) {
-                assert_eq!(announced().unwrap_or(0), 0, "operation {kinds}");
+                // Who allocates and frees for the library is the host, which stays.
+                let left = announced().unwrap_or(0);
+                assert!(left == 0 || is_of_the_host(left), "operation {kinds}");
                 kinds += 1;
             }
         }

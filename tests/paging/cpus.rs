@@ -172,6 +172,8 @@ fn address_spaces_may_copy_the_top_level() {
                 machine.pcpu.free_area(area, FreeFlags::empty()).unwrap();
             }
             machine.pcpu.trim(0);
+            // SAFETY: nobody frees meanwhile.
+            unsafe { machine.pcpu.trim_metadata() };
             assert_eq!(host.level_4_words(), copied);
         })
         .unwrap();
@@ -204,6 +206,8 @@ fn frames_come_from_afar_when_a_node_has_none() {
         );
         // A chunk may have been made before its pages could not be had.
         machine.pcpu.trim(0);
+        // SAFETY: nobody frees meanwhile.
+        unsafe { machine.pcpu.trim_metadata() };
         assert_eq!(machine.host.out().len(), out);
         let cpu = LATE;
         let error = BackingError::OutOfFrames;

@@ -73,6 +73,8 @@ fn run(steps: &[Step], fails: impl Fn(u64) -> bool + Send + 'static) -> (u64, u3
                 // A chunk that was made before its pages failed stays as a spare one; an atomic request that could not make
                 // a chunk leaves its metadata to the next.
                 machine.pcpu.trim(0);
+                // SAFETY: nobody frees meanwhile.
+                unsafe { machine.pcpu.trim_metadata() };
                 let kept = machine.paging.stats().metadata_pages_kept as usize;
                 let is_atomic = matches!(step, Alloc(_, AllocFlags::ATOMIC));
                 assert!(kept == 0 || is_atomic, "{step:?}: {kept} pages of metadata");
@@ -89,6 +91,8 @@ fn run(steps: &[Step], fails: impl Fn(u64) -> bool + Send + 'static) -> (u64, u3
             machine.pcpu.free_area(area.0, FreeFlags::empty()).unwrap();
         }
         machine.pcpu.trim(0);
+        // SAFETY: nobody frees meanwhile.
+        unsafe { machine.pcpu.trim_metadata() };
         machine.audit();
     };
     if let Err(error) = SHAPE.run_on(&host, act) {
@@ -134,6 +138,8 @@ fn try_step(machine: &Machine<'_, '_>, step: Step, live: &mut Vec<Option<(usize,
         }
         Trim => {
             pcpu.trim(0);
+            // SAFETY: nobody frees meanwhile.
+            unsafe { pcpu.trim_metadata() };
             true
         }
         BringUp(cpu) => {

@@ -97,6 +97,8 @@ proptest! {
                 pcpu.free_area(area.0, FreeFlags::empty()).unwrap();
             }
             pcpu.trim(0);
+            // SAFETY: nobody frees meanwhile.
+            unsafe { pcpu.trim_metadata() };
             machine.audit();
             // A CPU that came has a directory, tables and the first chunk's pages.
             let first_pages = pcpu.sizes().populated_pages();
@@ -153,6 +155,8 @@ fn zeroed_frames_stay_zeroed() {
                 pcpu.free_area(address, FreeFlags::empty()).unwrap();
             }
             pcpu.trim(0);
+            // SAFETY: nobody frees meanwhile.
+            unsafe { pcpu.trim_metadata() };
         }
         pcpu.bring_up(CpuId::new(3)).unwrap();
         machine.audit();
@@ -198,6 +202,8 @@ fn tables_come_and_go_with_chunks() {
     shape.run(|machine| {
         let pcpu = machine.pcpu;
         pcpu.trim(0);
+        // SAFETY: nobody frees meanwhile.
+        unsafe { pcpu.trim_metadata() };
         let before = machine.host.out().len();
         let mut areas = Vec::new();
         while pcpu.stats().chunks < 8 {
@@ -211,6 +217,8 @@ fn tables_come_and_go_with_chunks() {
             pcpu.free_area(area, FreeFlags::empty()).unwrap();
             if areas.len() % 32 == 0 {
                 pcpu.trim(0);
+                // SAFETY: nobody frees meanwhile.
+                unsafe { pcpu.trim_metadata() };
                 machine.audit();
             }
         }
@@ -253,6 +261,8 @@ fn cpus_come_up_amid_requests() {
             });
             machine.host.set_faults(|_| false);
             pcpu.trim(0);
+            // SAFETY: nobody frees meanwhile.
+            unsafe { pcpu.trim_metadata() };
             machine.audit();
             assert_eq!(pcpu.stats().live, 0);
         });

@@ -89,9 +89,15 @@ fn a_stray_has_no_slots() {
 /// What the first operation on a CPU without memory is, it comes to pass there. See `homes` for the way to such a CPU.
 fn first_operations(first: usize) {
     static GATE: AtomicU32 = AtomicU32::new(0);
-    let runs = runs();
+    let cpus = allowed_cpus();
+    let cpu = cpus[cpus.len() - 1];
+    if cpu == cpus[0] {
+        println!("there is one CPU, which the allocator has opened");
+        return;
+    }
+    // Allocating opens the CPU that it is done on, and those below.
+    let runs = on_cpu(cpus[0], runs);
     let at = runs.handle().neutral();
-    let cpu = allowed_cpus()[0];
     // SAFETY: the pair lives, and is changed by these operations only.
     on_cpu(cpu, || unsafe {
         assert!(!global().units().materialised().contains(cpu));

@@ -36,6 +36,8 @@ pub struct Checked {
     pub util_populated_avg: f64,
     /// The allocator's counters after the last step, before leftovers were freed.
     pub stats: Stats,
+    /// Whether the CPUs had caches.
+    pub has_caches: bool,
     /// Where every allocation lay.
     pub placements: Vec<Placement>,
 }
@@ -103,6 +105,7 @@ impl CheckedPass {
                 live_peak_bytes: 0,
                 util_populated_avg: 0.0,
                 stats: player.pcpu.stats(),
+                has_caches: player.pcpu.has_caches(),
                 placements: Vec::new(),
             },
             checker: Checker::default(),
@@ -169,8 +172,8 @@ impl CheckedPass {
     fn sample(&mut self, player: &Player) {
         self.found.live_peak_bytes = self.found.live_peak_bytes.max(self.live_bytes);
         let sizes = player.pcpu.sizes();
-        let populated_bytes = player.pcpu.stats().populated_pages * sizes.page_bytes() as u64
-            - sizes.static_bytes() as u64;
+        let populated_bytes =
+            player.pcpu.populated_pages() * sizes.page_bytes() as u64 - sizes.static_bytes() as u64;
         self.util_sum += self.live_bytes as f64 / populated_bytes as f64;
     }
 

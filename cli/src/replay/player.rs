@@ -1,7 +1,8 @@
 //! The machine of a replay, and one step of a script on it.
 
 use pcpu::backing::sim::{Machine, SimAllocator};
-use pcpu::unit::GRANULE_BYTES;
+use pcpu::cache::LockedSeat;
+use pcpu::unit::{CpuId, GRANULE_BYTES};
 use pcpu::{AllocError, AllocFlags, FreeError, FreeFlags, Request};
 
 use super::check;
@@ -14,6 +15,15 @@ pub enum Zeroing {
     /// They do.
     On,
     /// Every request carries [`AllocFlags::NO_ZERO`].
+    Off,
+}
+
+/// Whether every CPU has a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caches {
+    /// It has.
+    On,
+    /// All requests go to the allocator itself.
     Off,
 }
 
@@ -35,6 +45,8 @@ pub struct Setup {
     pub nodes: u32,
     /// Whether memory is asked for zeroed.
     pub zeroing: Zeroing,
+    /// Whether every CPU has a cache.
+    pub caches: Caches,
     /// How often the upkeep runs.
     pub upkeep: UpkeepPace,
 }
@@ -46,6 +58,7 @@ impl Default for Setup {
             cpus: 16,
             nodes: 1,
             zeroing: Zeroing::On,
+            caches: Caches::On,
             upkeep: UpkeepPace::WhenDue,
         }
     }
@@ -102,6 +115,8 @@ pub struct Player<'s> {
     pub script: &'s Script,
     /// The allocator.
     pub pcpu: SimAllocator,
+    /// The CPUs, as the allocator's caches know them.
+    seats: Vec<LockedSeat>,
     setup: Setup,
     /// Live areas by their numbers.
     areas: Vec<Option<Area>>,
@@ -116,17 +131,24 @@ impl<'s> Player<'s> {
     /// # Errors
     /// One line, if the machine cannot be built.
     pub fn new(name: &'s str, script: &'s Script, setup: &Setup) -> Result<Self, CliError> {
-        let pcpu = Machine::new(setup.cpus)
+        let failed = |error| CliError::Failed(format!("a machine of {} CPUs: {error}", setup.cpus));
+        let mut pcpu = Machine::new(setup.cpus)
             .nodes(setup.nodes)
             .build()
-            .map_err(|error| {
-                CliError::Failed(format!("a machine of {} CPUs: {error}", setup.cpus))
-            })?;
+            .map_err(|error| failed(error.to_string()))?;
+        if setup.caches == Caches::On {
+            pcpu.enable_caches()
+                .map_err(|error| failed(error.to_string()))?;
+        }
+        // SAFETY: all seats of this instance are such.
+        let seat = |cpu| unsafe { LockedSeat::new(pcpu.units(), CpuId::new(cpu)) };
+        let seats = (0..setup.cpus).map(seat).collect();
         Ok(Self {
             name,
             script,
             pages_at_start: pcpu.stats().populated_pages,
             pcpu,
+            seats,
             setup: *setup,
             areas: vec![None; script.areas as usize],
             ops_since_upkeep: 0,
@@ -138,7 +160,7 @@ impl<'s> Player<'s> {
         self.setup.zeroing
     }
 
-    /// The CPU that a step runs on. It does not matter to the allocator before there are per-CPU caches.
+    /// The CPU that a step runs on.
     pub fn cpu(&self, step: &Step) -> u32 {
         step.cpu % self.setup.cpus
     }
@@ -155,10 +177,10 @@ impl<'s> Player<'s> {
     #[inline]
     pub fn step(&mut self, step: &Step) -> Result<Outcome, CliError> {
         let outcome = match step.action {
-            Action::Alloc { area, request } => self.allocate(area, request),
+            Action::Alloc { area, request } => self.allocate(step, area, request),
             Action::Free { area } => match self.areas[area as usize].take() {
                 Some(live) => self
-                    .free(live)
+                    .free(step, live)
                     .map(|()| Outcome::Freed(live))
                     .map_err(|what| self.failure(step, &what))?,
                 None => Outcome::Skipped,
@@ -168,9 +190,9 @@ impl<'s> Player<'s> {
         Ok(outcome)
     }
 
-    fn allocate(&mut self, number: u32, request: Request) -> Outcome {
+    fn allocate(&mut self, step: &Step, number: u32, request: Request) -> Outcome {
         let request = self.adapted(&request);
-        match self.pcpu.allocate(&request) {
+        match self.pcpu.allocate_at(self.seat(step), &request) {
             Ok(address) => {
                 let area = Area::new(address, &request);
                 self.areas[number as usize] = Some(area);
@@ -189,14 +211,15 @@ impl<'s> Player<'s> {
         match &step.action {
             Action::Alloc { area, request } => {
                 let request = self.adapted(request);
-                if let Ok(address) = self.pcpu.allocate(&request) {
+                if let Ok(address) = self.pcpu.allocate_at(self.seat(step), &request) {
                     self.areas[*area as usize] = Some(Area::new(address, &request));
                 }
             }
             Action::Free { area } => {
                 if let Some(live) = self.areas[*area as usize].take() {
                     // SAFETY: the area is live, and the replayer has no reference to its copies.
-                    let freed = unsafe { self.pcpu.free_with(live.address, live.flags) };
+                    let freed =
+                        unsafe { self.pcpu.free_at(self.seat(step), live.address, live.flags) };
                     if let Err(error) = freed {
                         return Err(self.failure(step, &not_taken_back(error)));
                     }
@@ -216,9 +239,16 @@ impl<'s> Player<'s> {
         }
     }
 
-    fn free(&self, area: Area) -> Result<(), String> {
+    fn free(&self, step: &Step, area: Area) -> Result<(), String> {
         // SAFETY: the area is live, and the replayer has no reference to its copies.
-        unsafe { self.pcpu.free_with(area.address, area.flags) }.map_err(not_taken_back)
+        unsafe { self.pcpu.free_at(self.seat(step), area.address, area.flags) }
+            .map_err(not_taken_back)
+    }
+
+    /// The seat of a step's CPU.
+    #[inline]
+    fn seat(&self, step: &Step) -> &LockedSeat {
+        &self.seats[self.cpu(step) as usize]
     }
 
     #[inline]
@@ -261,6 +291,7 @@ impl<'s> Player<'s> {
             unsafe { self.pcpu.free_with(area.address, area.flags) }
                 .map_err(|error| failed(not_taken_back(error)))?;
         }
+        self.pcpu.drain(&self.seats[0]);
         self.pcpu.trim(0);
         self.ops_since_upkeep = 0;
         let stats = self.pcpu.stats();

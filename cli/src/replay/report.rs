@@ -75,9 +75,12 @@ impl Report {
             live_peak_bytes: checked.live_peak_bytes,
             util_populated_avg: checked.util_populated_avg,
             metadata_bytes: stats.metadata_peak_bytes,
-            // There are no per-CPU caches yet.
-            cache_hit_rate: 0.0,
-            fences: 0,
+            cache_hit_rate: match stats.allocs {
+                0 => 0.0,
+                _ if !checked.has_caches => 0.0,
+                allocs => 1.0 - stats.cache_misses as f64 / allocs as f64,
+            },
+            fences: stats.cache_drains,
             ns_per_op: match ops {
                 0 => 0.0,
                 _ => time.as_nanos() as f64 / (ops as f64 * f64::from(repeat)),

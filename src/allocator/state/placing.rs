@@ -5,15 +5,20 @@ use core::ops::Range;
 use core::ptr::NonNull;
 
 use super::State;
+use crate::cache::{Class, MAX_SLOTS};
 use crate::chunk::area_map::Effort;
 use crate::chunk::{Chunk, PageMask};
-use crate::directory::Place;
+use crate::places::Place;
 use crate::request::AllocFlags;
 use crate::unit::GRANULE_BYTES;
 
 /// Chunks whose holes may be too badly aligned before a search settles for a run that fits anywhere; see
 /// `MISALIGNED_PAGES` of the area map.
 const MISALIGNED_CHUNKS: u32 = 4;
+
+/// A hole that a run is put into has room for so much, or so many of its areas, if there is any such hole.
+const LEAST_GRANULES: u32 = 8;
+const LEAST_SLOTS: u32 = 2;
 
 /// An area that has been taken, not handed out yet.
 #[derive(Debug)]
@@ -160,6 +165,11 @@ impl State {
         None
     }
 
+    /// Whether memory that is there has room for `granules`, aligned to `align` granules, for certain.
+    pub(in crate::allocator) fn has_ready(&self, granules: u32, align: u32) -> bool {
+        self.directory.longest_ready() >= granules + align - 1
+    }
+
     /// Whether the chunks in use have room for `granules`, aligned to `align` granules, for certain.
     pub(in crate::allocator) fn has_room(&self, granules: u32, align: u32) -> bool {
         self.directory.longest_ready() >= granules + align - 1
@@ -170,7 +180,7 @@ impl State {
     fn take_at(&mut self, place: u32, granules: u32, align: u32) -> Option<Taken> {
         match self.directory.get(place) {
             Place::Chunk(chunk) => self.take(chunk, granules, align),
-            Place::Vacant | Place::Busy => None,
+            Place::Vacant | Place::Parked(_) | Place::Busy => None,
         }
     }
 
@@ -214,17 +224,62 @@ impl State {
         });
     }
 
+    /// Takes the areas of a run in memory that is there: of a class, one behind the other, as many as `wanted` or as fit.
+    pub(in crate::allocator) fn take_run(
+        &mut self,
+        class: Class,
+        wanted: u32,
+    ) -> Option<(Taken, u32)> {
+        let (len, align) = (class.len(), class.align());
+        let longest = self.directory.longest_ready().saturating_sub(align - 1);
+        let least = (LEAST_GRANULES / len)
+            .clamp(LEAST_SLOTS, MAX_SLOTS)
+            .min(longest / len)
+            .min(wanted);
+        if least < 2 {
+            return None;
+        }
+        let place = self.directory.first_ready(least * len + align - 1)?;
+        let Place::Chunk(chunk) = self.directory.get(place) else {
+            return None;
+        };
+        let (start, slots) =
+            self.edit_area(chunk, |body| body.take_all(len, align, (least, wanted)))?;
+        let area = start..start + slots * len;
+        Some((Taken { chunk, place, area }, slots))
+    }
+
+    /// Takes an area of the first chunk that is the instance's own, and counts as nobody's.
+    pub(in crate::allocator) fn take_in_first_chunk(
+        &mut self,
+        granules: u32,
+        align: u32,
+    ) -> Option<Taken> {
+        self.take_at(0, granules, align)
+    }
+
     /// Notes that an area is handed out; returns its offset in the unit and the part of it, counted from there, that may
     /// hold something other than zero, all in bytes.
     #[inline]
     pub(in crate::allocator) fn hand_out(&mut self, taken: &Taken) -> (usize, Range<usize>) {
-        let body = self.body_mut(taken.chunk);
-        let dirty = body.hand_out(taken.area.clone());
-        let offset = body.byte_offset(taken.area.start);
+        self.hand_out_area(taken.chunk, taken.area.clone())
+    }
+
+    /// [`hand_out`](Self::hand_out) of granules of a chunk's map, or of several areas.
+    #[inline]
+    pub(in crate::allocator) fn hand_out_area(
+        &mut self,
+        chunk: NonNull<Chunk>,
+        area: Range<u32>,
+    ) -> (usize, Range<usize>) {
+        let body = self.body_mut(chunk);
+        let start = area.start;
+        let dirty = body.hand_out(area);
+        let offset = body.byte_offset(start);
         if dirty.is_empty() {
             return (offset, 0..0);
         }
-        let bytes = |granule: u32| (granule - taken.area.start) as usize * GRANULE_BYTES;
+        let bytes = |granule: u32| (granule - start) as usize * GRANULE_BYTES;
         (offset, bytes(dirty.start)..bytes(dirty.end))
     }
 }

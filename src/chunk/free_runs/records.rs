@@ -6,6 +6,7 @@ use core::ops::Range;
 
 use super::FreeRuns;
 use crate::chunk::bitmap;
+use crate::chunk::marks::Occupied;
 
 /// No granule.
 pub(super) const NOWHERE: u32 = u32::MAX;
@@ -33,7 +34,13 @@ impl FreeRuns {
     /// Of the runs that start in `page`, one of the longest, which started at `start`, is no more; what is left of it are
     /// `rests`, each given as (start, length).
     #[inline(never)]
-    pub(super) fn cut(&mut self, used: &[u64], page: u32, start: u32, rests: [(u32, u32); 2]) {
+    pub(super) fn cut(
+        &mut self,
+        used: Occupied<'_>,
+        page: u32,
+        start: u32,
+        rests: [(u32, u32); 2],
+    ) {
         let [long, short] = match rests[0].1 >= rests[1].1 {
             true => rests,
             false => [rests[1], rests[0]],
@@ -84,7 +91,7 @@ impl FreeRuns {
     }
 
     /// Recounts the pages whose runs may have changed with something in `pages`.
-    pub(super) fn recount_around(&mut self, used: &[u64], pages: Range<u32>) {
+    pub(super) fn recount_around(&mut self, used: Occupied<'_>, pages: Range<u32>) {
         let before = self.run_start_before(used, pages.start);
         let home = self.page_len.page(before);
         if home < pages.start {
@@ -97,7 +104,7 @@ impl FreeRuns {
 
     /// Makes the record of `page` from the bits.
     #[inline(never)]
-    fn recount(&mut self, used: &[u64], page: u32) {
+    fn recount(&mut self, used: Occupied<'_>, page: u32) {
         let (mut longest, mut record) = (0, Record::EMPTY);
         let Range { start: base, end } = self.page_len.granules(page..page + 1);
         let is_continued = self.goes_on_into(used, page);
@@ -111,11 +118,11 @@ impl FreeRuns {
                 }
                 end
             }
-            true if is_continued => bitmap::next_set(used, base..end),
+            true if is_continued => bitmap::next_set(&used, base..end),
             true => base,
         };
         loop {
-            let start = bitmap::next_clear(used, at..end);
+            let start = bitmap::next_clear(&used, at..end);
             if start >= end {
                 break;
             }
@@ -139,9 +146,9 @@ impl FreeRuns {
     }
 
     /// Whether a run that starts in a page before would go on into `page`.
-    fn goes_on_into(&self, used: &[u64], page: u32) -> bool {
+    fn goes_on_into(&self, used: Occupied<'_>, page: u32) -> bool {
         let base = self.page_len.granules(page..page + 1).start;
-        page > 0 && self.is_ready(page - 1) && !bitmap::get(used, base - 1)
+        page > 0 && self.is_ready(page - 1) && !bitmap::get(&used, base - 1)
     }
 }
 

@@ -1,0 +1,132 @@
+//! The ways through the per-CPU caches: an area is taken out of the current CPU's run, or put back into it, without a lock.
+//! What that cannot serve goes to the allocator itself, which opens a run where it can ([`runs`](super::runs)).
+
+use lock_api::RawMutex;
+
+use super::runs::Caches;
+use super::{PerCpuAllocator, SWEEP_DUE, UPKEEP_DUE, WATCHED};
+use crate::backing::Backing;
+use crate::cache::{Class, REACH_GRANULES, Run, Seat};
+use crate::request::{AllocError, AllocFlags, FreeError, FreeFlags, Request};
+use crate::this_cpu::Put;
+use crate::this_cpu::slots::FRESH;
+use crate::unit::GRANULE_BYTES;
+
+impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
+    /// [`allocate`](Self::allocate) through the cache of the CPU that `seat` is on, if the instance
+    /// [has caches](Self::enable_caches).
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate).
+    #[inline]
+    pub fn allocate_at(&self, seat: &impl Seat, request: &Request) -> Result<usize, AllocError> {
+        if self.has_sign(WATCHED) {
+            return self.allocate(request);
+        }
+        if let Some(address) = self.take_cached(seat, request) {
+            if self.has_sign(UPKEEP_DUE | SWEEP_DUE) {
+                let hurry = AllocFlags::ATOMIC | AllocFlags::TRY;
+                self.upkeep_by_caller(request.flags.intersects(hurry));
+            }
+            return Ok(address);
+        }
+        self.allocate_past_cache(seat, request)
+    }
+
+    /// [`free_with`](Self::free_with) through the cache of the CPU that `seat` is on.
+    ///
+    /// # Errors
+    /// As [`free_with`](Self::free_with).
+    ///
+    /// # Safety
+    /// As [`free_with`](Self::free_with).
+    #[inline]
+    pub unsafe fn free_at(
+        &self,
+        seat: &impl Seat,
+        address: usize,
+        flags: FreeFlags,
+    ) -> Result<(), FreeError> {
+        let Some((run, slot)) = self.find_run(address, flags) else {
+            // SAFETY: the promise of the caller.
+            return unsafe { self.free_past_cache(address, flags) };
+        };
+        match self.put_cached(seat, address, (run, slot)) {
+            Put::Done => {}
+            Put::WasFree => return Err(FreeError::NotAllocated { address }),
+            // The run may be no more.
+            Put::Elsewhere => self.take_back(address, flags)?,
+        }
+        if self.has_sign(UPKEEP_DUE | SWEEP_DUE) {
+            self.upkeep_by_caller(flags.intersects(FreeFlags::ATOMIC | FreeFlags::TRY));
+        }
+        Ok(())
+    }
+
+    /// An area out of the current CPU's run.
+    #[inline]
+    pub(super) fn take_cached(&self, seat: &impl Seat, request: &Request) -> Option<usize> {
+        let Caches { table, gate, .. } = self.caches.as_ref()?;
+        let class = self.cached_class(request)?;
+        let at = table + class.table_offset();
+        // SAFETY: the table lives on every CPU, and its pairs are changed by a seat's operations with this gate only.
+        let [slots, run] = unsafe { seat.take_slot(at, class.bits(), Class::MASK, gate)? };
+        let granule = Run::from_bits(run).base() + slots.trailing_zeros() * class.len();
+        let address = self.geometry.window.base + granule as usize * GRANULE_BYTES;
+        if slots & FRESH == 0 && !request.flags.contains(AllocFlags::NO_ZERO) {
+            self.zero(address, class.len() as usize * GRANULE_BYTES);
+        }
+        Some(address)
+    }
+
+    /// The run that the area at `address` belongs to, and which of its areas it is.
+    #[inline]
+    pub(super) fn find_run(&self, address: usize, flags: FreeFlags) -> Option<(Run, u32)> {
+        let caches = self.caches.as_ref()?;
+        let is_usual = (FreeFlags::ATOMIC | FreeFlags::TRY).contains(flags);
+        let from_base = address.wrapping_sub(self.geometry.window.base);
+        // Less than a granule counts too.
+        let granule = from_base.rotate_right(GRANULE_BYTES.trailing_zeros());
+        if granule >= REACH_GRANULES || !is_usual {
+            return None;
+        }
+        caches.cells.find(granule as u32)
+    }
+
+    /// Puts an area back into the current CPU's run, if it is that CPU's, and no other CPU has freed the area.
+    #[inline]
+    fn put_cached(&self, seat: &impl Seat, address: usize, (run, slot): (Run, u32)) -> Put {
+        let Some(Caches { table, gate, .. }) = &self.caches else {
+            return Put::Elsewhere;
+        };
+        // Other CPUs free areas of the run by their marks only. A hook is told with the lock held.
+        if (run.is_shared() && !self.is_live(address)) || self.has_sign(WATCHED) {
+            return Put::Elsewhere;
+        }
+        let at = table + run.class().table_offset();
+        // SAFETY: as in `take_cached`.
+        unsafe { seat.put_slot(at, run.unshared().bits(), 1 << slot, gate) }
+    }
+
+    /// Whether a live area starts at `address`, by its marks.
+    #[inline]
+    fn is_live(&self, address: usize) -> bool {
+        let at = self.locate(address);
+        at.is_some_and(|(place, offset)| {
+            self.places.is_live(place, (offset / GRANULE_BYTES) as u32)
+        })
+    }
+
+    /// The class that a request is cached in.
+    #[inline]
+    pub(super) fn cached_class(&self, request: &Request) -> Option<Class> {
+        let usual = AllocFlags::ATOMIC | AllocFlags::NO_ZERO | AllocFlags::TRY;
+        let is_usual = usual.contains(request.flags)
+            && request.bytes <= self.geometry.max_alloc_bytes
+            && request.align <= self.geometry.max_align_bytes;
+        match is_usual {
+            true => Class::of(request),
+            false => None,
+        }
+    }
+}

@@ -1,0 +1,661 @@
+//! What the holder of the lock does for the per-CPU caches: opens runs, closes them, and looks into those of other CPUs.
+//!
+//! A run's areas are live areas of their chunk, taken at one go. When the run is closed, those that are free in it go back to
+//! the chunk; the others stay what they are, areas that are freed by their marks. An area of a run that another CPU frees is
+//! marked as freed, and left alone by sweeps until the run gets it back or is closed.
+//!
+//! Invariants: an area is free in one run at most, and then it is marked as live. The cells of a run are entered before it
+//! is opened and taken out after it is closed.
+
+use core::ops::Range;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use lock_api::{MutexGuard, RawMutex};
+
+use super::state::{State, Taken};
+use super::{PerCpuAllocator, WATCHED};
+use crate::backing::{Backing, BackingError, Context};
+use crate::cache::{
+    Cells, CellsLayout, Class, MAX_SLOTS, REACH_GRANULES, RUNS, Run, Seat, TABLE_BYTES,
+};
+use crate::chunk::Chunk;
+use crate::metadata::BlockLayout;
+use crate::places::Place;
+use crate::request::{AllocError, AllocFlags, FreeError, FreeFlags, Request, SetupError};
+use crate::stats::Event;
+use crate::this_cpu::slots::{FRESH, FULL, MAP, ONE_TAKEN};
+use crate::this_cpu::{Pair, RemotePairs};
+use crate::unit::{CpuId, GRANULE_BYTES};
+
+/// Bytes of a run, at least and at most; in between, a share of all memory.
+const RUN_BYTES: Range<u64> = 512..2048;
+/// As a shift.
+const RUN_SHARE: u32 = 11;
+
+/// Idle areas that memory grows in spite of: a quarter of a page, or this share of all memory, as a shift.
+const IDLE_SHARE: u32 = 13;
+
+/// Areas that a run must have got back from other CPUs to go on rather than make way for another.
+const WORTH_COLLECTING: u32 = 4;
+
+/// The per-CPU caches of an instance.
+#[derive(Debug)]
+pub(super) struct Caches {
+    /// Neutral address of the tables of runs.
+    pub(super) table: usize,
+    pub(super) cells: Cells,
+    /// Not 0 while another CPU's runs are being closed.
+    pub(super) gate: AtomicU32,
+    /// The block that holds the cells.
+    pub(super) block: (NonNull<u8>, core::alloc::Layout),
+}
+
+impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
+    /// Puts a cache in front of the instance for every CPU: [`allocate_at`](Self::allocate_at) and
+    /// [`free_at`](Self::free_at) use it.
+    ///
+    /// # Errors
+    /// [`SetupError`] if there is no memory for it; then the instance stays as it was.
+    pub fn enable_caches(&mut self) -> Result<(), SetupError> {
+        if self.caches.is_some() {
+            return Ok(());
+        }
+        let mut block = BlockLayout::new();
+        let layout = CellsLayout::add(&mut block, self.units.possible().count())
+            .map_err(|_| SetupError::Backing(BackingError::OutOfMetadata))?;
+        let layouts = block.finish();
+        let block = self
+            .backing
+            .allocate_metadata(layouts, Context::MaySleep)
+            .map_err(SetupError::Backing)?;
+        let granules = (TABLE_BYTES / GRANULE_BYTES) as u32;
+        let align = 64 / GRANULE_BYTES as u32;
+        let state = self.state.get_mut();
+        // The tables lie in the first chunk, which every CPU has.
+        let Some(Taken { area, chunk, .. }) = state.take_in_first_chunk(granules, align) else {
+            // SAFETY: allocated above with this layout, and not used.
+            unsafe { self.backing.free_metadata(block, layouts) };
+            return Err(SetupError::Backing(BackingError::OutOfFrames));
+        };
+        let (offset, _) = state.hand_out_area(chunk, area);
+        let table = self.geometry.window.base + offset;
+        self.zero(table, TABLE_BYTES);
+        // SAFETY: the block has just been allocated with the layout that the cells were added to.
+        let cells = unsafe { Cells::new(block, &layout) };
+        let state = self.state.get_mut();
+        state.metadata_grew(layouts.size());
+        // SAFETY: the cells stay as long as the instance.
+        let view = unsafe { cells.view() };
+        state.use_cells(view, self.geometry.window.pitch_bytes / GRANULE_BYTES);
+        self.caches = Some(Caches {
+            table,
+            cells,
+            gate: AtomicU32::new(0),
+            block: (block, layouts),
+        });
+        Ok(())
+    }
+
+    /// Whether the instance has caches.
+    pub fn has_caches(&self) -> bool {
+        self.caches.is_some()
+    }
+
+    /// Tells a CPU's pair whose it is, if it has memory; false if it cannot have runs.
+    fn introduce(&self, at: usize, cpu: CpuId) -> bool {
+        let has_memory = self.units.materialised().contains(cpu);
+        let (Some(closed), Some([_, run])) = (Run::closed(cpu), self.pair_of(at, cpu)) else {
+            return false;
+        };
+        if has_memory {
+            // Whoever comes first. The pair's own CPU leaves it alone until then.
+            _ = run.compare_exchange(0, closed.bits(), Ordering::Release, Ordering::Relaxed);
+        }
+        has_memory
+    }
+
+    /// A CPU's copy of the pair at a neutral address, to look at.
+    fn pair_of(&self, at: usize, cpu: CpuId) -> Option<&[AtomicU64; 2]> {
+        let copy = self.units.copy_of(at, cpu).ok()?;
+        // SAFETY: the tables live as long as the instance, on every CPU that has memory.
+        Some(unsafe { &*core::ptr::with_exposed_provenance(copy) })
+    }
+
+    /// What a CPU's pair is; of two moments if it changes meanwhile.
+    fn peek(&self, at: usize, cpu: CpuId) -> Option<Pair> {
+        let [slots, run] = self.pair_of(at, cpu)?;
+        let run = run.load(Ordering::Acquire);
+        Some([slots.load(Ordering::Acquire), run])
+    }
+
+    /// The granule of the window that an address is, if runs can lie there.
+    fn run_granule(&self, address: usize) -> Option<u32> {
+        let granule = address.wrapping_sub(self.geometry.window.base) / GRANULE_BYTES;
+        (granule < REACH_GRANULES).then_some(granule as u32)
+    }
+
+    /// Frees an area of a run without being its CPU, or without knowing.
+    #[inline(never)]
+    pub(super) fn free_in_run(
+        &self,
+        address: usize,
+        flags: FreeFlags,
+        (run, slot): (Run, u32),
+    ) -> Result<(), FreeError> {
+        let not_allocated = FreeError::NotAllocated { address };
+        let (Some(caches), Some((place, offset))) = (&self.caches, self.locate(address)) else {
+            return Err(not_allocated);
+        };
+        if self.is_free_in(caches, run, slot) {
+            return Err(not_allocated);
+        }
+        let granule = (offset / GRANULE_BYTES) as u32;
+        let is_marked = match self.has_sign(WATCHED) {
+            false => self.places.mark(place, granule),
+            true => self.mark_watched(run, (place, offset), flags)?,
+        };
+        if !is_marked {
+            return Err(not_allocated);
+        }
+        if self.is_free_in(caches, run, slot)
+            && self.undo_mark(caches, flags, (place, offset), (run, slot))
+        {
+            return Err(not_allocated);
+        }
+        // From here on the run's own CPU looks at the marks. If there is no such run any more, sweeps should.
+        if !caches.cells.share(run.start(slot), run) {
+            self.places.note(place, granule);
+        }
+        Ok(())
+    }
+
+    /// Marks an area of a run as freed, and tells the hook before anyone can get the area: with the lock held.
+    #[cold]
+    fn mark_watched(
+        &self,
+        run: Run,
+        (place, offset): (u32, usize),
+        flags: FreeFlags,
+    ) -> Result<bool, FreeError> {
+        let state = self
+            .lock(flags.contains(FreeFlags::TRY))
+            .ok_or(FreeError::Busy)?;
+        let is_marked = self.places.mark(place, (offset / GRANULE_BYTES) as u32);
+        if let Some(hook) = state.hook
+            && is_marked
+        {
+            hook.event(&Event::Free {
+                bytes: run.class().len() as usize * GRANULE_BYTES,
+                address: self.neutral(place) + offset,
+                at: (place, offset),
+            });
+        }
+        Ok(is_marked)
+    }
+
+    /// Takes a mark back from an area that is free in its run: its own CPU was given it at the same moment. False if it is
+    /// not so: the run has got the area back meanwhile, as it should.
+    #[cold]
+    fn undo_mark(
+        &self,
+        caches: &Caches,
+        flags: FreeFlags,
+        (place, offset): (u32, usize),
+        (run, slot): (Run, u32),
+    ) -> bool {
+        let Some(mut state) = self.lock(flags.contains(FreeFlags::TRY)) else {
+            return false;
+        };
+        let Place::Chunk(chunk) = state.directory.get(place) else {
+            return false;
+        };
+        let body = state.body(chunk);
+        let granule = body.granule(offset);
+        // Runs get areas back with the lock held.
+        let is_both = self.is_free_in(caches, run, slot) && body.map.is_freed(granule);
+        if is_both {
+            body.map.revive(granule);
+            state.stats.late_errors += 1;
+        }
+        is_both
+    }
+
+    /// Serves what the current CPU's run cannot.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn allocate_past_cache(
+        &self,
+        seat: &impl Seat,
+        request: &Request,
+    ) -> Result<usize, AllocError> {
+        let result = self.check_request(request).and_then(|(granules, align)| {
+            let Some(caches) = &self.caches else {
+                return self.serve(request, granules, align);
+            };
+            let mut state = self
+                .lock(request.flags.contains(AllocFlags::TRY))
+                .ok_or(AllocError::Busy)?;
+            state.stats.cache_misses += 1;
+            if let Some(class) = self.cached_class(request) {
+                match self.refill(caches, seat, state, request, class) {
+                    Ok(address) => return Ok(address),
+                    Err(locked) => state = locked,
+                }
+            }
+            let state = self.make_caches_lean(caches, seat, state, request, (granules, align));
+            let result = self.serve_locked(state, request, granules, align);
+            let is_short = matches!(result, Err(AllocError::Backing(_)));
+            if !is_short || !may_drain(request) {
+                return result;
+            }
+            // What lies idle in caches may do.
+            self.drain(seat);
+            self.serve(request, granules, align)
+        });
+        if let Err(error) = result {
+            self.refuse(request, error);
+        }
+        self.upkeep_by_caller(
+            request
+                .flags
+                .intersects(AllocFlags::ATOMIC | AllocFlags::TRY),
+        );
+        result
+    }
+
+    /// Closes all runs before memory grows beyond what it ever was, if they hold enough to matter: what lies idle in caches is
+    /// used rather than more memory.
+    fn make_caches_lean<'a>(
+        &'a self,
+        caches: &Caches,
+        seat: &impl Seat,
+        mut state: MutexGuard<'a, R, State>,
+        request: &Request,
+        (granules, align): (u32, u32),
+    ) -> MutexGuard<'a, R, State> {
+        let stats = &state.stats;
+        let would_grow = !state.has_ready(granules, align);
+        if !may_drain(request) || !would_grow || stats.populated_pages < stats.populated_peak_pages
+        {
+            return state;
+        }
+        while state.sweep_lowest() {
+            if state.has_ready(granules, align) {
+                return state;
+            }
+        }
+        let mut idle = 0;
+        self.for_each_run(|run, slots| {
+            idle += u64::from(self.idle_in(&state, run, slots) * run.class().len());
+        });
+        let page = (self.geometry.sizes.page_bytes() / GRANULE_BYTES) as u64;
+        if idle > (page / 4).max((state.stats.populated_pages * page) >> IDLE_SHARE) {
+            self.drain_with(caches, seat, &mut state);
+        }
+        state
+    }
+
+    /// Serves a request by the first area of a run that it opens; gives the lock back if it opens none.
+    fn refill<'a>(
+        &'a self,
+        caches: &Caches,
+        seat: &impl Seat,
+        mut state: MutexGuard<'a, R, State>,
+        request: &Request,
+        class: Class,
+    ) -> Result<usize, MutexGuard<'a, R, State>> {
+        let at = caches.table + class.table_offset();
+        let closed = loop {
+            // SAFETY: the tables live on every CPU, and are changed by a seat's operations with this gate only.
+            let Some(pair) = (unsafe { seat.peek_pair(at) }) else {
+                return Err(state);
+            };
+            if pair[1] == 0 {
+                match self.introduce(at, seat.cpu()) {
+                    true => continue,
+                    false => return Err(state),
+                }
+            }
+            let run = Run::from_bits(pair[1]);
+            let Some(closed) = Run::closed(run.cpu()) else {
+                return Err(state);
+            };
+            if !run.is_open() {
+                break closed;
+            }
+            if run.class() == class && pair[0] & FULL == 0 {
+                if pair[0] & MAP != 0 {
+                    // Somebody else has opened it meanwhile, or the caller has come to another CPU.
+                    if let Some(address) = self.take_cached(seat, request) {
+                        return Ok(address);
+                    }
+                    continue;
+                }
+                if let Some(slot) = self.collect(caches, seat, &state, (at, pair)) {
+                    let address =
+                        self.geometry.window.base + run.start(slot) as usize * GRANULE_BYTES;
+                    drop(state);
+                    return Ok(self.hand_out_of_run(request, address, run, false));
+                }
+            }
+            // SAFETY: as above.
+            if unsafe { seat.replace_pair_gated(at, pair, [0, closed.bits()], &caches.gate) } {
+                self.retire_run(caches, &mut state, pair);
+                break closed;
+            }
+        };
+        self.open_run(caches, seat, state, request, (at, closed, class))
+    }
+
+    /// Opens a run on the CPU of `closed`, and serves a request from it.
+    fn open_run<'a>(
+        &'a self,
+        caches: &Caches,
+        seat: &impl Seat,
+        mut state: MutexGuard<'a, R, State>,
+        request: &Request,
+        (at, closed, class): (usize, Run, Class),
+    ) -> Result<usize, MutexGuard<'a, R, State>> {
+        let len_bytes = u64::from(class.len()) * GRANULE_BYTES as u64;
+        let memory_bytes = state.stats.populated_pages * self.geometry.sizes.page_bytes() as u64;
+        let run_bytes = (memory_bytes >> RUN_SHARE).clamp(RUN_BYTES.start, RUN_BYTES.end);
+        let wanted = (run_bytes / len_bytes).min(MAX_SLOTS.into()) as u32;
+        let Some((taken, slots)) = state.take_run(class, wanted) else {
+            return Err(state);
+        };
+        let Taken { chunk, place, area } = taken;
+        let len = class.len();
+        let start = self.neutral(place) + state.body(chunk).byte_offset(area.start);
+        let in_reach = self
+            .run_granule(start + area.len() * GRANULE_BYTES)
+            .and(self.run_granule(start));
+        let Some(base) = in_reach else {
+            state.give_back_areas(chunk, area, len);
+            return Err(state);
+        };
+        // What other runs leave of it, or one area that is no run's.
+        let kept = caches.cells.stretch(Run::open(closed, class, base, slots));
+        let kept = if kept.len() > 1 { kept } else { 0..1 };
+        let (first, end) = (area.start + kept.start * len, area.start + kept.end * len);
+        state.give_back_areas(chunk, area.start..first, len);
+        state.give_back_areas(chunk, end..area.end, len);
+        let (offset, dirty) = state.hand_out_area(chunk, first..end);
+        let address = self.neutral(place) + offset;
+        let is_fresh = dirty.is_empty();
+        let room = kept.end - kept.start;
+        let run = Run::open(closed, class, base + kept.start * len, room);
+        if room > 1 {
+            let free = (1 << room) - 2;
+            let fresh = if is_fresh { FRESH } else { 0 };
+            caches.cells.enter(run);
+            // SAFETY: as in `refill`.
+            let is_open = unsafe {
+                seat.replace_pair_gated(
+                    at,
+                    [0, closed.bits()],
+                    [free | fresh | ONE_TAKEN, run.bits()],
+                    &caches.gate,
+                )
+            };
+            if is_open {
+                state.count_run(room, class.len() as usize * GRANULE_BYTES, request.bytes);
+                self.note_due(&state);
+                drop(state);
+                return Ok(self.hand_out_of_run(request, address, run, is_fresh));
+            }
+            // The caller is on another CPU by now.
+            caches.cells.remove(run);
+            state.give_back_areas(chunk, first + len..end, len);
+        }
+        // One area is left, which is no run's.
+        state.count_alloc(request.bytes, class.len() as usize * GRANULE_BYTES);
+        self.note_due(&state);
+        drop(state);
+        Ok(self.hand_out_of_run(request, address, run, is_fresh))
+    }
+
+    /// Gives out an area of a run.
+    fn hand_out_of_run(
+        &self,
+        request: &Request,
+        address: usize,
+        run: Run,
+        is_fresh: bool,
+    ) -> usize {
+        if !is_fresh && !request.flags.contains(AllocFlags::NO_ZERO) {
+            self.zero(address, run.class().len() as usize * GRANULE_BYTES);
+        }
+        address
+    }
+
+    /// The chunk of a run, and the granule of its map that the run begins with.
+    fn chunk_of(&self, state: &State, run: Run) -> Option<(NonNull<Chunk>, u32, u32)> {
+        let address = self.geometry.window.base + run.base() as usize * GRANULE_BYTES;
+        let (place, offset) = self.locate(address)?;
+        match state.directory.get(place) {
+            Place::Chunk(chunk) => Some((chunk, state.body(chunk).granule(offset), place)),
+            Place::Vacant | Place::Parked(_) | Place::Busy => None,
+        }
+    }
+
+    /// Gets back for a run that is used up those of its areas that other CPUs have freed; one of them is the caller's.
+    fn collect(
+        &self,
+        caches: &Caches,
+        seat: &impl Seat,
+        state: &State,
+        (at, pair): (usize, Pair),
+    ) -> Option<u32> {
+        let run = Run::from_bits(pair[1]);
+        let (chunk, base, _) = self.chunk_of(state, run)?;
+        let map = &state.body(chunk).map;
+        let len = run.class().len();
+        let freed = |slot: &u32| map.is_freed(base + slot * len);
+        if (0..run.slots()).filter(freed).count() < WORTH_COLLECTING as usize {
+            return None;
+        }
+        // Who frees from now on says so anew.
+        caches.cells.unshare(run);
+        let mut free = 0_u64;
+        for slot in (0..run.slots()).filter(freed) {
+            map.revive(base + slot * len);
+            free |= 1 << slot;
+        }
+        let slot = free.trailing_zeros();
+        let new = [(pair[0] & !FRESH | free & (free - 1)) + ONE_TAKEN, pair[1]];
+        // SAFETY: as in `refill`.
+        if unsafe { seat.replace_pair_gated(at, pair, new, &caches.gate) } {
+            return Some(slot);
+        }
+        // The caller is on another CPU by now: as it was.
+        for slot in (0..run.slots()).filter(|slot| free >> slot & 1 != 0) {
+            map.end_area(base + slot * len);
+            caches.cells.share(run.start(slot), run);
+        }
+        None
+    }
+
+    /// Gives the areas back that are free in a run that has been closed.
+    fn retire_run(&self, caches: &Caches, state: &mut State, [slots, run]: Pair) {
+        let run = Run::from_bits(run);
+        let is_shared = caches.cells.remove(run);
+        let len = run.class().len();
+        let bytes = len as usize * GRANULE_BYTES;
+        state.count_taken(slots, bytes);
+        let Some((chunk, base, place)) = self.chunk_of(state, run) else {
+            debug_assert!(false, "a run without a chunk");
+            return;
+        };
+        let mut free = slots & MAP;
+        while free != 0 {
+            let first = free.trailing_zeros();
+            let end = first + (free >> first).trailing_ones();
+            let areas = base + first * len..base + end * len;
+            state.give_back_areas(chunk, areas, len);
+            state.count_unused(end - first, bytes);
+            free &= u64::MAX << end;
+        }
+        if is_shared {
+            let first = self.places_granule(state, chunk, base);
+            (0..run.slots()).for_each(|slot| self.places.note(place, first + slot * len));
+        }
+    }
+
+    /// The granule of the unit that a granule of the chunk's map is.
+    fn places_granule(&self, state: &State, chunk: NonNull<Chunk>, granule: u32) -> u32 {
+        (state.body(chunk).byte_offset(granule) / GRANULE_BYTES) as u32
+    }
+
+    /// Closes all runs that `seat` can reach: those of all CPUs, or those of its own where other CPUs' pairs are out of reach.
+    /// May sleep.
+    pub fn drain(&self, seat: &impl Seat) {
+        let Some(caches) = &self.caches else {
+            return;
+        };
+        let mut state = self.state.lock();
+        self.drain_with(caches, seat, &mut state);
+        self.note_due(&state);
+    }
+
+    fn drain_with(&self, caches: &Caches, seat: &impl Seat, state: &mut State) {
+        state.stats.cache_drains += 1;
+        let tables = (0..RUNS).map(|index| caches.table + index * size_of::<Pair>());
+        match seat.remote_pairs() {
+            RemotePairs::Never => {
+                for at in tables {
+                    self.close_here(caches, seat, state, at);
+                }
+            }
+            RemotePairs::AfterFence => {
+                caches.gate.store(1, Ordering::SeqCst);
+                if seat.wait_for_gated().is_ok() {
+                    self.for_each_pair(caches, |at, cpu| {
+                        let (Some(pair), Some(closed)) = (self.peek(at, cpu), Run::closed(cpu))
+                        else {
+                            return;
+                        };
+                        if Run::from_bits(pair[1]).is_open()
+                            && let Some(copy) = self.pair_of(at, cpu)
+                        {
+                            copy[0].store(0, Ordering::Relaxed);
+                            copy[1].store(closed.bits(), Ordering::Relaxed);
+                            self.retire_run(caches, state, pair);
+                        }
+                    });
+                }
+                caches.gate.store(0, Ordering::Release);
+            }
+            RemotePairs::ByLockedStep => self.for_each_pair(caches, |at, cpu| {
+                while let (Some(pair), Some(closed)) = (self.peek(at, cpu), Run::closed(cpu))
+                    && Run::from_bits(pair[1]).is_open()
+                    && let Ok(copy) = self.units.copy_of(at, cpu)
+                {
+                    let copy = core::ptr::with_exposed_provenance_mut(copy);
+                    // SAFETY: the tables live on this CPU, and are changed by a seat's operations only, by LOCKed steps.
+                    if unsafe { seat.replace_remote_pair(copy, pair, [0, closed.bits()]) } {
+                        self.retire_run(caches, state, pair);
+                    }
+                }
+            }),
+        }
+    }
+
+    fn for_each_pair(&self, caches: &Caches, mut act: impl FnMut(usize, CpuId)) {
+        for cpu in self.units.materialised().iter() {
+            for index in 0..RUNS {
+                act(caches.table + index * size_of::<Pair>(), cpu);
+            }
+        }
+    }
+
+    /// Closes the current CPU's run of one kind.
+    fn close_here(&self, caches: &Caches, seat: &impl Seat, state: &mut State, at: usize) {
+        // SAFETY: as in `refill`.
+        while let Some(pair) = unsafe { seat.peek_pair(at) }
+            && let run = Run::from_bits(pair[1])
+            && run.is_open()
+            && let Some(closed) = Run::closed(run.cpu())
+        {
+            // SAFETY: as in `refill`.
+            if unsafe { seat.replace_pair_gated(at, pair, [0, closed.bits()], &caches.gate) } {
+                self.retire_run(caches, state, pair);
+            }
+        }
+    }
+
+    /// Calls `act` for every open run with its first word.
+    pub(super) fn for_each_run(&self, mut act: impl FnMut(Run, u64)) {
+        let Some(caches) = &self.caches else {
+            return;
+        };
+        self.for_each_pair(caches, |at, cpu| {
+            if let Some([slots, run]) = self.peek(at, cpu)
+                && Run::from_bits(run).is_open()
+            {
+                act(Run::from_bits(run), slots);
+            }
+        });
+    }
+
+    /// Whether the live area at a neutral address is nobody's: free in a run, or the tables of runs.
+    pub(super) fn is_own(&self, address: usize) -> bool {
+        let Some(caches) = &self.caches else {
+            return false;
+        };
+        let run = self
+            .run_granule(address)
+            .and_then(|granule| caches.cells.find(granule));
+        address == caches.table || run.is_some_and(|(run, slot)| self.is_free_in(caches, run, slot))
+    }
+
+    /// Whether the tables of runs lie at a neutral address.
+    #[inline]
+    pub(super) fn is_table(&self, address: usize) -> bool {
+        self.caches
+            .as_ref()
+            .is_some_and(|caches| caches.table == address)
+    }
+
+    /// Whether an area is free in its run.
+    fn is_free_in(&self, caches: &Caches, run: Run, slot: u32) -> bool {
+        let at = caches.table + run.class().table_offset();
+        let Some([slots, found]) = self.pair_of(at, run.cpu()) else {
+            return false;
+        };
+        let name = run.unshared().bits();
+        // Of one moment: a run that was closed is not opened again under its name while somebody has an area of it.
+        found.load(Ordering::Acquire) == name && {
+            let slots = slots.load(Ordering::Acquire);
+            found.load(Ordering::Acquire) == name && slots >> slot & 1 != 0
+        }
+    }
+
+    /// How many areas of a run nobody has: those that are free in it, and those that other CPUs have freed.
+    fn idle_in(&self, state: &State, run: Run, slots: u64) -> u32 {
+        let Some((chunk, base, _)) = self.chunk_of(state, run) else {
+            return 0;
+        };
+        let len = run.class().len();
+        let map = &state.body(chunk).map;
+        let is_idle = |slot: &u32| slots >> slot & 1 != 0 || map.is_freed(base + slot * len);
+        (0..run.slots()).filter(is_idle).count() as u32
+    }
+
+    /// Takes out of the counters what is free in runs, and counts what runs have handed out.
+    pub(super) fn settle_counters(&self, state: &State, stats: &mut crate::stats::Stats) {
+        self.for_each_run(|run, slots| {
+            let bytes = run.class().len() as usize * GRANULE_BYTES;
+            stats.leave_out(self.idle_in(state, run, slots).into(), bytes);
+            stats.count_taken(slots, bytes);
+        });
+        stats.frees = stats.allocs - stats.live;
+    }
+}
+
+/// Whether a request may wait for the caches to be emptied.
+fn may_drain(request: &Request) -> bool {
+    !request
+        .flags
+        .intersects(AllocFlags::ATOMIC | AllocFlags::TRY | AllocFlags::RESERVED)
+}

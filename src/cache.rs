@@ -1,0 +1,545 @@
+//! The per-CPU caches in front of the allocator: what they hold, and who works on them.
+//!
+//! Every unit has a table of *runs*. A run is up to 32 areas of one class (length and alignment), one behind the other, that
+//! one CPU hands out and takes back: a pair of words ([`slots`]) whose first says which areas are
+//! free, and whose second, the `Run`, where they lie. The CPU changes the first by one step of its own, without a lock
+//! and without a LOCKed instruction. To the rest of the allocator all of them are live areas.
+//!
+//! Who frees an area must learn whether it belongs to a run, and whose: `Cells` tell by its address. The owner puts it
+//! back into the run. Any other CPU marks it as freed where all areas have their marks, and the run gets it back, or the
+//! chunk, when the run is used up.
+
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::alloc_api::Domain;
+use crate::cpus::Units;
+use crate::request::Request;
+use crate::this_cpu::{FenceError, LocalOps, Pair, Put, RemotePairs};
+use crate::this_cpu::{locked, slots};
+use crate::unit::{CpuId, GRANULE_BYTES};
+
+pub(crate) use cells::{Cells, CellsLayout};
+
+mod cells;
+
+/// Areas of a run.
+pub(crate) const MAX_SLOTS: u32 = 32;
+
+/// Runs that a CPU has at a time.
+pub(crate) const RUNS: usize = 32;
+
+/// Bytes of a unit's table of runs.
+pub(crate) const TABLE_BYTES: usize = RUNS * size_of::<Pair>();
+
+// The fields of a run's second word: where each begins, and how wide it is.
+const BASE: (u32, u32) = (0, 28);
+const LEN: (u32, u32) = (28, 10);
+const ALIGN: (u32, u32) = (38, 4);
+const LAST: (u32, u32) = (42, 5);
+const CPU: (u32, u32) = (47, 13);
+/// In a [`Cells`] entry: other CPUs have freed areas of the run.
+const IS_SHARED: u64 = 1 << 61;
+/// There is no run: only the CPU is told.
+const IS_CLOSED: u64 = 1 << 62;
+
+const fn field(word: u64, (at, width): (u32, u32)) -> u32 {
+    (word >> at) as u32 & ((1 << width) - 1)
+}
+
+const fn field_mask((at, width): (u32, u32)) -> u64 {
+    ((1 << width) - 1) << at
+}
+
+/// Granules that runs can lie in, from the first chunk on: 1 GiB.
+pub(crate) const REACH_GRANULES: usize = 1 << BASE.1;
+
+/// The longest area that runs are made of, in granules.
+pub(crate) const MAX_LEN: u32 = (1 << LEN.1) - 1;
+
+/// Length and alignment of areas, as they stand in a run's second word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Class(u64);
+
+impl Class {
+    /// The bits of a run's second word that are its class.
+    pub(crate) const MASK: u64 = field_mask(LEN) | field_mask(ALIGN) | IS_CLOSED;
+
+    /// The class that serves a request; `None` if runs do not.
+    ///
+    /// Areas of a run lie one behind the other: the length must be a multiple of the alignment. Areas of an even length
+    /// are aligned to 8 bytes, asked or not, so that requests that differ in that only share a run.
+    #[inline]
+    pub(crate) fn of(request: &Request) -> Option<Self> {
+        if !request.align.is_power_of_two() {
+            return None;
+        }
+        let len = request.bytes.wrapping_add(GRANULE_BYTES - 1) / GRANULE_BYTES;
+        if len.wrapping_sub(1) >= MAX_LEN as usize {
+            return None;
+        }
+        let usual = 2 >> (len & 1);
+        let align = (request.align / GRANULE_BYTES).max(usual);
+        if len & (align - 1) != 0 {
+            return None;
+        }
+        let align_shift = align.trailing_zeros();
+        Some(Self(
+            (len as u64) << LEN.0 | u64::from(align_shift) << ALIGN.0,
+        ))
+    }
+
+    #[inline]
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// In granules.
+    #[inline]
+    pub(crate) fn len(self) -> u32 {
+        field(self.0, LEN)
+    }
+
+    /// In granules.
+    #[inline]
+    pub(crate) fn align(self) -> u32 {
+        1 << field(self.0, ALIGN)
+    }
+
+    /// Where in a CPU's table its run is, in bytes: small ones have a place each, the others share.
+    #[inline]
+    pub(crate) fn table_offset(self) -> usize {
+        let by_len = PLACES[self.len() as usize];
+        let place = match field(self.0, ALIGN) {
+            0 | 1 => by_len,
+            // Of one length, those that are aligned more lie elsewhere.
+            align_shift => OWN_PLACES as u8 | by_len.wrapping_add(align_shift as u8),
+        };
+        place as usize % RUNS * size_of::<Pair>()
+    }
+}
+
+/// Lengths that have a place of their own.
+const OWN_PLACES: usize = RUNS / 2;
+
+/// The place of a length in a CPU's table.
+static PLACES: [u8; 1 << LEN.1] = {
+    let mut table = [0; 1 << LEN.1];
+    let mut len = 1;
+    while len < table.len() {
+        let hash = (len as u32).wrapping_mul(0x9e37_79b1) >> 28;
+        table[len] = match len <= OWN_PLACES {
+            true => len - 1,
+            false => OWN_PLACES + hash as usize,
+        } as u8;
+        len += 1;
+    }
+    table
+};
+
+/// The second word of a pair: where a run's areas lie, or that there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Run(u64);
+
+impl Run {
+    /// No run, on `cpu`; `None` for a CPU that has none ever.
+    pub(crate) fn closed(cpu: CpuId) -> Option<Self> {
+        let has_runs = cpu.get() < 1 << CPU.1;
+        has_runs.then(|| Self(u64::from(cpu.get()) << CPU.0 | IS_CLOSED))
+    }
+
+    /// `slots` areas of a class from the granule `base` on, for the CPU of `closed`.
+    pub(crate) fn open(closed: Self, class: Class, base: u32, slots: u32) -> Self {
+        debug_assert!((1..=MAX_SLOTS).contains(&slots) && (base as usize) < REACH_GRANULES);
+        Self(
+            closed.0 & field_mask(CPU)
+                | class.bits()
+                | u64::from(base) << BASE.0
+                | u64::from(slots - 1) << LAST.0,
+        )
+    }
+
+    #[inline]
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    #[inline]
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Whether there is a run.
+    #[inline]
+    pub(crate) fn is_open(self) -> bool {
+        self.0 & field_mask(LEN) != 0
+    }
+
+    #[inline]
+    pub(crate) fn class(self) -> Class {
+        Class(self.0 & Class::MASK)
+    }
+
+    /// Where the first area lies.
+    #[inline]
+    pub(crate) fn base(self) -> u32 {
+        field(self.0, BASE)
+    }
+
+    /// How many areas there are.
+    #[inline]
+    pub(crate) fn slots(self) -> u32 {
+        field(self.0, LAST) + 1
+    }
+
+    /// The CPU whose it is.
+    #[inline]
+    pub(crate) fn cpu(self) -> CpuId {
+        CpuId::new(field(self.0, CPU))
+    }
+
+    /// Whether other CPUs have freed areas of it.
+    #[inline]
+    pub(crate) fn is_shared(self) -> bool {
+        self.0 & IS_SHARED != 0
+    }
+
+    pub(crate) fn shared(self) -> Self {
+        Self(self.0 | IS_SHARED)
+    }
+
+    /// The same run as it stands in a pair.
+    #[inline]
+    pub(crate) fn unshared(self) -> Self {
+        Self(self.0 & !IS_SHARED)
+    }
+
+    /// Where area `slot` starts.
+    #[inline]
+    pub(crate) fn start(self, slot: u32) -> u32 {
+        self.base() + slot * self.class().len()
+    }
+
+    /// The area that starts at `granule`, if it is one of the run's.
+    #[inline]
+    pub(crate) fn slot_at(self, granule: u32) -> Option<u32> {
+        let len = self.class().len();
+        let from_base = granule.wrapping_sub(self.base());
+        if from_base >= len * MAX_SLOTS {
+            return None;
+        }
+        // Right where the quotient is whole, and never too high.
+        let scaled = u64::from(from_base) * u64::from(RECIPROCALS[len as usize]);
+        let slot = (scaled >> 31) as u32;
+        (slot * len == from_base && slot < self.slots()).then_some(slot)
+    }
+}
+
+/// 2^31 / len, rounded up: `from_base` is less than 2^15, so that the error stays below 1.
+static RECIPROCALS: [u32; 1 << LEN.1] = {
+    let mut table = [0; 1 << LEN.1];
+    let mut len = 1;
+    while len < table.len() {
+        table[len] = (1_u32 << 31).div_ceil(len as u32);
+        len += 1;
+    }
+    table
+};
+
+/// Who works on the runs of the CPU that it is on.
+///
+/// A [`Domain`] has such operations ([`LocalOps`]), and [`Domain::allocate`] and [`Domain::free`] use them. For an instance
+/// that is no domain's, who plays its CPUs implements them.
+///
+/// # Safety
+/// Each is what the operation of that name of [`LocalOps`] is, on the pairs of one instance, and nothing changes these
+/// pairs in another way.
+pub unsafe trait Seat {
+    /// The CPU, or the one that the caller was on a moment ago.
+    fn cpu(&self) -> CpuId;
+
+    /// [`LocalOps::take_slot`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn take_slot(
+        &self,
+        at: usize,
+        class: u64,
+        class_mask: u64,
+        gate: &AtomicU32,
+    ) -> Option<Pair>;
+
+    /// [`LocalOps::put_slot`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn put_slot(&self, at: usize, run: u64, slot: u64, gate: &AtomicU32) -> Put;
+
+    /// [`LocalOps::replace_pair_gated`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn replace_pair_gated(&self, at: usize, old: Pair, new: Pair, gate: &AtomicU32) -> bool;
+
+    /// [`LocalOps::peek_pair`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn peek_pair(&self, at: usize) -> Option<Pair>;
+
+    /// [`LocalOps::remote_pairs`].
+    fn remote_pairs(&self) -> RemotePairs;
+
+    /// [`LocalOps::replace_remote_pair`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn replace_remote_pair(&self, copy: *mut Pair, old: Pair, new: Pair) -> bool;
+
+    /// [`LocalOps::wait_for_gated`].
+    ///
+    /// # Errors
+    /// As there.
+    fn wait_for_gated(&self) -> Result<(), FenceError>;
+}
+
+/// The CPU that the caller is on, in a domain.
+#[derive(Debug, Clone, Copy)]
+pub struct Here<D>(PhantomData<D>);
+
+impl<D> Here<D> {
+    /// Here.
+    ///
+    /// # Safety
+    /// It is used with the instance of the domain, and no other.
+    #[inline]
+    pub const unsafe fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+// SAFETY: these are the domain's operations, and nothing works on the copies of a domain in another way.
+unsafe impl<D: Domain> Seat for Here<D> {
+    fn cpu(&self) -> CpuId {
+        D::current_cpu()
+    }
+
+    #[inline(always)]
+    unsafe fn take_slot(
+        &self,
+        at: usize,
+        class: u64,
+        class_mask: u64,
+        gate: &AtomicU32,
+    ) -> Option<Pair> {
+        // SAFETY: the promise of the caller.
+        unsafe { D::Ops::take_slot(at, class, class_mask, gate) }
+    }
+
+    #[inline(always)]
+    unsafe fn put_slot(&self, at: usize, run: u64, slot: u64, gate: &AtomicU32) -> Put {
+        // SAFETY: the promise of the caller.
+        unsafe { D::Ops::put_slot(at, run, slot, gate) }
+    }
+
+    unsafe fn replace_pair_gated(&self, at: usize, old: Pair, new: Pair, gate: &AtomicU32) -> bool {
+        // SAFETY: the promise of the caller.
+        unsafe { D::Ops::replace_pair_gated(at, old, new, gate) }
+    }
+
+    unsafe fn peek_pair(&self, at: usize) -> Option<Pair> {
+        // SAFETY: the promise of the caller.
+        unsafe { D::Ops::peek_pair(at) }
+    }
+
+    fn remote_pairs(&self) -> RemotePairs {
+        D::Ops::remote_pairs()
+    }
+
+    unsafe fn replace_remote_pair(&self, copy: *mut Pair, old: Pair, new: Pair) -> bool {
+        // SAFETY: the promise of the caller.
+        unsafe { D::Ops::replace_remote_pair(copy, old, new) }
+    }
+
+    fn wait_for_gated(&self) -> Result<(), FenceError> {
+        D::Ops::wait_for_gated()
+    }
+}
+
+/// The seat of a CPU, whoever is there: works by LOCKed steps, as [`Portable`](crate::this_cpu::portable::Portable) does.
+///
+/// ```
+/// use pcpu::backing::sim::Machine;
+/// use pcpu::cache::LockedSeat;
+/// use pcpu::unit::CpuId;
+/// use pcpu::{FreeFlags, Request};
+///
+/// let mut pcpu = Machine::new(2).build()?;
+/// pcpu.enable_caches()?;
+/// // SAFETY: all seats of this instance are such.
+/// let [one, other] = [0, 1].map(|cpu| unsafe { LockedSeat::new(pcpu.units(), CpuId::new(cpu)) });
+/// let address = pcpu.allocate_at(&one, &Request::new(8, 8))?;
+/// // SAFETY: nobody uses the area any more.
+/// unsafe { pcpu.free_at(&other, address, FreeFlags::empty())? };
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct LockedSeat {
+    cpu: CpuId,
+    offset: Option<usize>,
+}
+
+impl LockedSeat {
+    /// `cpu`'s seat; if the CPU has no memory of its own, its cache stays empty.
+    ///
+    /// # Safety
+    /// It is used with the instance that `units` are of, and no other; all seats that are used with that one work by LOCKed
+    /// steps.
+    #[inline]
+    pub unsafe fn new(units: &Units, cpu: CpuId) -> Self {
+        let has_memory = units.materialised().contains(cpu);
+        Self {
+            cpu,
+            offset: units.offset(cpu).filter(|_| has_memory),
+        }
+    }
+
+    #[inline(always)]
+    fn copy(self, at: usize) -> Option<*mut Pair> {
+        let copy = at.wrapping_add(self.offset?);
+        Some(core::ptr::with_exposed_provenance_mut(copy))
+    }
+}
+
+/// Both words, each read whole.
+///
+/// # Safety
+/// `copy` points to a live pair.
+#[inline(always)]
+unsafe fn look(copy: *mut Pair) -> Pair {
+    // SAFETY: live (promise of the caller), and aligned as words are.
+    let words: &[AtomicU64; 2] = unsafe { &*copy.cast() };
+    words.each_ref().map(|word| word.load(Ordering::Acquire))
+}
+
+// SAFETY: all are LOCKed steps, as those of the other seats of the instance (promise of `new`).
+unsafe impl Seat for LockedSeat {
+    fn cpu(&self) -> CpuId {
+        self.cpu
+    }
+
+    #[inline(always)]
+    unsafe fn take_slot(
+        &self,
+        at: usize,
+        class: u64,
+        class_mask: u64,
+        _gate: &AtomicU32,
+    ) -> Option<Pair> {
+        let copy = self.copy(at)?;
+        // SAFETY: the pair lives on every CPU that has memory (promise of the caller).
+        let peek = || Some(unsafe { look(copy) });
+        // SAFETY: as above; all changes are LOCKed steps.
+        let replace = |old, new| unsafe { locked::replace_pair(copy, old, new) };
+        slots::take_by_replacing(peek, replace, class, class_mask)
+    }
+
+    #[inline(always)]
+    unsafe fn put_slot(&self, at: usize, run: u64, slot: u64, _gate: &AtomicU32) -> Put {
+        let Some(copy) = self.copy(at) else {
+            return Put::Elsewhere;
+        };
+        // SAFETY: as in `take_slot`.
+        let peek = || Some(unsafe { look(copy) });
+        // SAFETY: as in `take_slot`.
+        let replace = |old, new| unsafe { locked::replace_pair(copy, old, new) };
+        slots::put_by_replacing(peek, replace, run, slot)
+    }
+
+    unsafe fn replace_pair_gated(
+        &self,
+        at: usize,
+        old: Pair,
+        new: Pair,
+        _gate: &AtomicU32,
+    ) -> bool {
+        let Some(copy) = self.copy(at) else {
+            return false;
+        };
+        // SAFETY: as in `take_slot`.
+        slots::replace_by(|| unsafe { locked::replace_pair(copy, old, new) }, old)
+    }
+
+    unsafe fn peek_pair(&self, at: usize) -> Option<Pair> {
+        // SAFETY: as in `take_slot`.
+        self.copy(at).map(|copy| unsafe { look(copy) })
+    }
+
+    fn remote_pairs(&self) -> RemotePairs {
+        RemotePairs::ByLockedStep
+    }
+
+    unsafe fn replace_remote_pair(&self, copy: *mut Pair, old: Pair, new: Pair) -> bool {
+        // SAFETY: the promise of the caller.
+        slots::replace_by(|| unsafe { locked::replace_pair(copy, old, new) }, old)
+    }
+
+    fn wait_for_gated(&self) -> Result<(), FenceError> {
+        Err(FenceError::Unsupported)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn areas_of_a_run_are_told_by_their_address() {
+        let closed = Run::closed(CpuId::new(8191)).unwrap();
+        assert!(!closed.is_open());
+        for len in 1..=MAX_LEN {
+            let class = Class((u64::from(len)) << LEN.0);
+            for (base, slots) in [(0, 32), (12345, 7), ((1 << 28) - 32 * len, 32)] {
+                let run = Run::open(closed, class, base, slots);
+                assert_eq!((run.base(), run.slots(), run.class()), (base, slots, class));
+                assert_eq!(run.cpu(), CpuId::new(8191));
+                assert!(run.is_open());
+                for slot in 0..slots {
+                    assert_eq!(run.slot_at(run.start(slot)), Some(slot));
+                    if len > 1 {
+                        assert_eq!(run.slot_at(run.start(slot) + 1), None);
+                        assert_eq!(run.slot_at(run.start(slot) + len - 1), None);
+                    }
+                }
+                assert_eq!(run.slot_at(base.wrapping_sub(1)), None);
+                assert_eq!(run.slot_at(run.start(slots)), None);
+                assert_eq!(run.slot_at(run.start(slots) + 40 * len), None);
+            }
+        }
+    }
+
+    #[test]
+    fn requests_have_the_class_that_serves_them() {
+        let class = |bytes, align| Class::of(&Request::new(bytes, align));
+        for (bytes, align, len, aligned) in [
+            (1, 1, 1, 1),
+            (4, 4, 1, 1),
+            (5, 1, 2, 2),
+            (8, 8, 2, 2),
+            (12, 4, 3, 1),
+            (16, 4, 4, 2),
+            (16, 8, 4, 2),
+            (16, 16, 4, 4),
+            (128, 64, 32, 16),
+            (4092, 4, 1023, 1),
+        ] {
+            let class = class(bytes, align).unwrap();
+            assert_eq!((class.len(), class.align()), (len, aligned));
+            assert!(class.table_offset() < TABLE_BYTES);
+        }
+        for (bytes, align) in [(0, 8), (4096, 8), (usize::MAX, 8), (12, 8), (8, 16), (8, 3)] {
+            assert_eq!(class(bytes, align), None, "{bytes} {align}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The chunk of each place of the window, and where areas have been freed: what can be looked at without the allocator's
+//! lock.
+//!
+//! A chunk's metadata stays where it is for as long as the instance lives, also when the chunk itself is gone: whoever
+//! frees an address that is wrong by now looks at marks that say so. Only the holder of the lock changes the table.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use crate::chunk::{Chunk, Freed, note};
+use crate::metadata::{BlockLayout, MetaSlice};
+
+/// What a place of the window holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place {
+    /// Nothing.
+    Vacant,
+    /// The metadata of a chunk that has been destroyed, for the next one.
+    Parked(NonNull<Chunk>),
+    /// A chunk that is being made or destroyed.
+    Busy,
+    /// A chunk.
+    Chunk(NonNull<Chunk>),
+}
+
+/// In an entry without a chunk: the place is busy.
+const BUSY: usize = 1;
+/// In an entry with a chunk: it is parked.
+const PARKED: usize = 1;
+
+impl Place {
+    fn encode(self) -> *mut Chunk {
+        match self {
+            Self::Vacant => core::ptr::null_mut(),
+            Self::Busy => core::ptr::without_provenance_mut(BUSY),
+            Self::Chunk(chunk) => chunk.as_ptr(),
+            Self::Parked(chunk) => chunk.as_ptr().map_addr(|address| address | PARKED),
+        }
+    }
+
+    fn decode(entry: *mut Chunk) -> Self {
+        let is_tagged = entry.addr() & PARKED != 0;
+        match NonNull::new(entry.map_addr(|address| address & !PARKED)) {
+            None if is_tagged => Self::Busy,
+            None => Self::Vacant,
+            Some(chunk) if is_tagged => Self::Parked(chunk),
+            Some(chunk) => Self::Chunk(chunk),
+        }
+    }
+}
+
+/// Layout of [`Places`] in a metadata block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PlacesLayout {
+    places: u32,
+    entries_at: usize,
+    freed_at: usize,
+    freed_words_at: usize,
+}
+
+impl PlacesLayout {
+    pub(crate) fn add(
+        block: &mut BlockLayout,
+        places: u32,
+    ) -> Result<Self, core::alloc::LayoutError> {
+        Ok(Self {
+            places,
+            entries_at: block.array::<AtomicPtr<Chunk>>(places as usize)?,
+            freed_at: block.array::<AtomicU64>(places.div_ceil(u64::BITS) as usize)?,
+            freed_words_at: block.array::<AtomicU64>(1)?,
+        })
+    }
+}
+
+/// The table of places.
+#[derive(Debug)]
+pub(crate) struct Places {
+    entries: MetaSlice<AtomicPtr<Chunk>>,
+    /// Places whose chunk has areas that were freed and not swept.
+    freed: MetaSlice<AtomicU64>,
+    /// Which words of `freed` are not 0, every sixty-fourth by the same bit.
+    freed_words: MetaSlice<AtomicU64>,
+}
+
+impl Places {
+    /// A table of vacant places.
+    ///
+    /// # Safety
+    /// `block` was allocated with the layout that `layout` was added to, and nothing else uses this part of it while
+    /// the table lives.
+    pub(crate) unsafe fn new(block: NonNull<u8>, layout: &PlacesLayout) -> Self {
+        let places = layout.places as usize;
+        let words = places.div_ceil(u64::BITS as usize);
+        // SAFETY: the offsets come from laying these arrays out in this block (promise of the caller).
+        unsafe {
+            Self {
+                entries: MetaSlice::filled(block, layout.entries_at, places, AtomicPtr::default),
+                freed: MetaSlice::filled(block, layout.freed_at, words, AtomicU64::default),
+                freed_words: MetaSlice::filled(block, layout.freed_words_at, 1, AtomicU64::default),
+            }
+        }
+    }
+
+    /// The same table once more.
+    ///
+    /// # Safety
+    /// The memory of the table stays for as long as the result.
+    pub(crate) unsafe fn view(&self) -> Self {
+        // SAFETY: the arrays are there (promise of the caller), and consist of atomic values.
+        unsafe {
+            Self {
+                entries: MetaSlice::view(self.entries.as_ptr(), self.entries.len()),
+                freed: MetaSlice::view(self.freed.as_ptr(), self.freed.len()),
+                freed_words: MetaSlice::view(self.freed_words.as_ptr(), 1),
+            }
+        }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    /// What place `at` holds.
+    #[inline]
+    pub(crate) fn get(&self, at: u32) -> Place {
+        self.entries
+            .get(at as usize)
+            .map_or(Place::Vacant, |entry| {
+                Place::decode(entry.load(Ordering::Acquire))
+            })
+    }
+
+    /// Puts `place` at `at`. For the holder of the lock.
+    pub(crate) fn put(&self, at: u32, place: Place) {
+        self.entries[at as usize].store(place.encode(), Ordering::Release);
+    }
+
+    /// Frees the live area that starts at `granule` of the unit in the chunk at `at`, without the lock; `None` if there is
+    /// none. Otherwise the chunk, and the granule of its map, if that should be swept there.
+    #[inline]
+    pub(crate) fn free(&self, at: u32, granule: u32) -> Option<Option<(NonNull<Chunk>, u32)>> {
+        let Place::Chunk(chunk) = self.get(at) else {
+            return None;
+        };
+        // SAFETY: the metadata of a chunk stays until the end of the instance.
+        let (granule, freed) = unsafe { chunk.as_ref() }.free(granule)?;
+        self.note_place(at);
+        Some((freed == Freed::Ripe).then_some((chunk, granule)))
+    }
+
+    /// Marks the live area that starts at `granule` of the unit in the chunk at `at` as freed, and has nobody sweep it; false
+    /// if there is none.
+    pub(crate) fn mark(&self, at: u32, granule: u32) -> bool {
+        let Place::Chunk(chunk) = self.get(at) else {
+            return false;
+        };
+        // SAFETY: as in `free`.
+        unsafe { chunk.as_ref() }.mark(granule)
+    }
+
+    /// Whether a live area starts at `granule` of the unit in the chunk at `at`.
+    #[inline]
+    pub(crate) fn is_live(&self, at: u32, granule: u32) -> bool {
+        let Place::Chunk(chunk) = self.get(at) else {
+            return false;
+        };
+        // SAFETY: as in `free`.
+        unsafe { chunk.as_ref() }.is_live(granule)
+    }
+
+    /// Has the page of `granule` of the unit in the chunk at `at` looked at by the next sweep.
+    pub(crate) fn note(&self, at: u32, granule: u32) {
+        if let Place::Chunk(chunk) = self.get(at) {
+            // SAFETY: as in `free`.
+            unsafe { chunk.as_ref() }.note(granule);
+            self.note_place(at);
+        }
+    }
+
+    /// Has every page of the chunk at `at` looked at by the next sweep.
+    #[cfg(all(feature = "std", target_os = "linux"))]
+    pub(crate) fn note_all(&self, at: u32) {
+        if let Place::Chunk(chunk) = self.get(at) {
+            // SAFETY: as in `free`.
+            unsafe { chunk.as_ref() }.note_all();
+            self.note_place(at);
+        }
+    }
+
+    /// Has the chunk at `at` looked at by the next sweep.
+    #[inline]
+    fn note_place(&self, at: u32) {
+        note(&self.freed, at);
+        note(&self.freed_words, at / u64::BITS % u64::BITS);
+    }
+
+    /// The lowest place with areas that were freed and not swept, which it counts as swept from now on.
+    pub(crate) fn take_freed(&self) -> Option<u32> {
+        loop {
+            let bits = self.freed_words[0].load(Ordering::Relaxed);
+            if bits == 0 {
+                return None;
+            }
+            let first = bits.trailing_zeros();
+            for word in (first as usize..self.freed.len()).step_by(u64::BITS as usize) {
+                let places = self.freed[word].load(Ordering::Relaxed);
+                if places != 0 {
+                    let bit = places & places.wrapping_neg();
+                    self.freed[word].fetch_and(!bit, Ordering::AcqRel);
+                    return Some(word as u32 * u64::BITS + bit.trailing_zeros());
+                }
+            }
+            // Who notes a place from now on finds this bit clear; who did it before is found now.
+            self.freed_words[0].fetch_and(!(1 << first), Ordering::AcqRel);
+            let mut again = (first as usize..self.freed.len()).step_by(u64::BITS as usize);
+            if again.any(|word| self.freed[word].load(Ordering::Relaxed) != 0) {
+                self.freed_words[0].fetch_or(1 << first, Ordering::AcqRel);
+            }
+        }
+    }
+}

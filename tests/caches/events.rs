@@ -1,0 +1,104 @@
+//! The event hook and caches: it is told of every area, in order, so that they serve nobody meanwhile.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use pcpu::stats::{Event, EventHook};
+use pcpu::{FreeFlags, Request};
+
+use crate::machine::{Watched, live_areas, seat, with_caches};
+use crate::small::small_machine;
+
+/// What lives, as the events tell: the sizes asked for, and how many events there were.
+#[derive(Default)]
+struct Told {
+    live: BTreeMap<usize, (usize, usize)>,
+    allocs: u64,
+    frees: u64,
+}
+
+struct Hook(Mutex<Told>);
+
+impl EventHook for Hook {
+    fn event(&self, event: &Event) {
+        let mut told = self.0.lock().unwrap();
+        match *event {
+            Event::Alloc {
+                address,
+                bytes,
+                owner,
+                ..
+            } => {
+                let before = told.live.insert(address, (bytes, owner));
+                assert_eq!(before, None, "{address:#x} is told of twice");
+                told.allocs += 1;
+            }
+            Event::Free { address, bytes, .. } => {
+                let (asked, _) = told.live.remove(&address).expect("it was handed out");
+                assert_eq!(bytes, asked.next_multiple_of(4));
+                told.frees += 1;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn the_hook_is_told_of_all_areas_in_order() {
+    static HOOK: Hook = Hook(Mutex::new(Told {
+        live: BTreeMap::new(),
+        allocs: 0,
+        frees: 0,
+    }));
+    let pcpu = with_caches(&small_machine(3));
+    pcpu.set_event_hook(Some(&HOOK));
+    let seats: Vec<_> = (0..3)
+        .map(|cpu| Watched::new(seat(&pcpu, cpu), || ()))
+        .collect();
+    let mut numbers = fastrand::Rng::with_seed(5);
+    let mut live = BTreeMap::new();
+    let (mut allocs, mut frees) = (0, 0);
+    for step in 0..3000 {
+        let seat = &seats[numbers.usize(..3)];
+        if numbers.u32(..100) == 0 {
+            pcpu.drain(seat);
+        }
+        if numbers.bool() && live.len() < 100 {
+            let bytes = [8, 24, 61, 128][numbers.usize(..4)];
+            let request = Request::new(bytes, 4).with_owner(step);
+            let address = pcpu.allocate_at(seat, &request).unwrap();
+            live.insert(address, (bytes, step));
+            allocs += 1;
+        } else if !live.is_empty() {
+            let nth = numbers.usize(..live.len());
+            let &address = live.keys().nth(nth).unwrap();
+            live.remove(&address);
+            frees += 1;
+            // SAFETY: nobody uses the area.
+            unsafe {
+                match numbers.u32(..4) {
+                    0 => pcpu.free_with(address, FreeFlags::empty()),
+                    _ => pcpu.free_at(seat, address, FreeFlags::ATOMIC),
+                }
+            }
+            .unwrap();
+            // What is refused is not told.
+            // SAFETY: refused.
+            let again = unsafe { pcpu.free_at(seat, address, FreeFlags::empty()) };
+            assert!(again.is_err());
+        }
+        let told = HOOK.0.lock().unwrap();
+        assert_eq!((told.allocs, told.frees), (allocs, frees));
+        assert_eq!(told.live, live);
+    }
+    assert!(live_areas(&pcpu).into_keys().eq(live.into_keys()));
+    assert_eq!((pcpu.stats().allocs, pcpu.stats().frees), (allocs, frees));
+    let taken: u64 = seats.iter().map(Watched::taken).sum();
+    assert_eq!(taken, 0);
+    pcpu.set_event_hook(None);
+    // A miss, which opens a run, and a hit.
+    for _ in 0..2 {
+        pcpu.allocate_at(&seats[0], &Request::new(8, 8)).unwrap();
+    }
+    assert_eq!(seats[0].taken(), 1);
+}

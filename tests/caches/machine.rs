@@ -1,0 +1,147 @@
+//! A simulated machine with caches, what works on its CPUs, and what is seen of it from outside.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::AtomicU32;
+
+use pcpu::backing::Backing;
+use pcpu::backing::sim::{Machine, SimAllocator};
+use pcpu::cache::{LockedSeat, Seat};
+use pcpu::stats::MapItem;
+use pcpu::this_cpu::{FenceError, Pair, Put, RemotePairs};
+use pcpu::unit::CpuId;
+use pcpu::{FreeError, FreeFlags, Request};
+
+/// Areas of a run of 64 bytes each, where memory is as small as here.
+pub const SLOTS: usize = 8;
+
+/// A request that such runs serve.
+pub const REQUEST: Request = Request::new(64, 8);
+
+/// The machine with caches.
+pub fn with_caches(machine: &Machine) -> SimAllocator {
+    let mut pcpu = machine.build().unwrap();
+    pcpu.enable_caches().unwrap();
+    pcpu
+}
+
+/// The seat of `cpu`.
+pub fn seat(pcpu: &SimAllocator, cpu: u32) -> LockedSeat {
+    // SAFETY: all seats of the tests do LockedSeat's steps.
+    unsafe { LockedSeat::new(pcpu.units(), CpuId::new(cpu)) }
+}
+
+/// The seats of the first CPUs.
+pub fn seats(pcpu: &SimAllocator, cpus: u32) -> Vec<LockedSeat> {
+    (0..cpus).map(|cpu| seat(pcpu, cpu)).collect()
+}
+
+/// Frees what a test allocated and uses no more; any other address is refused.
+pub fn free_at(pcpu: &SimAllocator, seat: &impl Seat, address: usize) -> Result<(), FreeError> {
+    // SAFETY: no test frees another's areas, nor looks at the copies of an area that it has freed.
+    unsafe { pcpu.free_at(seat, address, FreeFlags::empty()) }
+}
+
+/// The length of every live area, by its neutral address.
+pub fn live_areas(pcpu: &SimAllocator) -> BTreeMap<usize, usize> {
+    items(pcpu, |item| match item {
+        MapItem::Area(range) => Some(range),
+        _ => None,
+    })
+}
+
+/// The length of every free run, by its neutral address.
+pub fn free_runs(pcpu: &SimAllocator) -> BTreeMap<usize, usize> {
+    items(pcpu, |item| match item {
+        MapItem::Free(range) => Some(range),
+        _ => None,
+    })
+}
+
+fn items(
+    pcpu: &SimAllocator,
+    wanted: impl Fn(MapItem) -> Option<Range<usize>>,
+) -> BTreeMap<usize, usize> {
+    let pitch_bytes = pcpu.backing().window().pitch_bytes;
+    let mut found = BTreeMap::new();
+    pcpu.visit_map(|place, item| {
+        if let Some(range) = wanted(item) {
+            let chunk = pcpu.neutral_base() + place as usize * pitch_bytes;
+            found.insert(chunk + range.start, range.len());
+        }
+    });
+    found
+}
+
+/// A seat that counts how many areas were taken out of runs, and acts before it puts one back.
+pub struct Watched<F> {
+    seat: LockedSeat,
+    taken: Cell<u64>,
+    before_put: F,
+}
+
+impl<F: Fn()> Watched<F> {
+    pub fn new(seat: LockedSeat, before_put: F) -> Self {
+        Self {
+            seat,
+            taken: Cell::new(0),
+            before_put,
+        }
+    }
+
+    /// How many areas came out of runs.
+    pub fn taken(&self) -> u64 {
+        self.taken.get()
+    }
+}
+
+// SAFETY: each operation is that of the seat inside.
+unsafe impl<F: Fn()> Seat for Watched<F> {
+    fn cpu(&self) -> CpuId {
+        self.seat.cpu()
+    }
+
+    unsafe fn take_slot(
+        &self,
+        at: usize,
+        class: u64,
+        class_mask: u64,
+        gate: &AtomicU32,
+    ) -> Option<Pair> {
+        // SAFETY: the promise of the caller.
+        let taken = unsafe { self.seat.take_slot(at, class, class_mask, gate) };
+        self.taken
+            .set(self.taken.get() + u64::from(taken.is_some()));
+        taken
+    }
+
+    unsafe fn put_slot(&self, at: usize, run: u64, slot: u64, gate: &AtomicU32) -> Put {
+        (self.before_put)();
+        // SAFETY: the promise of the caller.
+        unsafe { self.seat.put_slot(at, run, slot, gate) }
+    }
+
+    unsafe fn replace_pair_gated(&self, at: usize, old: Pair, new: Pair, gate: &AtomicU32) -> bool {
+        // SAFETY: the promise of the caller.
+        unsafe { self.seat.replace_pair_gated(at, old, new, gate) }
+    }
+
+    unsafe fn peek_pair(&self, at: usize) -> Option<Pair> {
+        // SAFETY: the promise of the caller.
+        unsafe { self.seat.peek_pair(at) }
+    }
+
+    fn remote_pairs(&self) -> RemotePairs {
+        self.seat.remote_pairs()
+    }
+
+    unsafe fn replace_remote_pair(&self, copy: *mut Pair, old: Pair, new: Pair) -> bool {
+        // SAFETY: the promise of the caller.
+        unsafe { self.seat.replace_remote_pair(copy, old, new) }
+    }
+
+    fn wait_for_gated(&self) -> Result<(), FenceError> {
+        self.seat.wait_for_gated()
+    }
+}

@@ -1,0 +1,17 @@
+//! The per-CPU caches: what they must refuse, what they must count, and that they never hand out an area twice.
+
+#[path = "../common/child.rs"]
+mod child;
+#[path = "../common/copies.rs"]
+mod copies;
+#[path = "../common/small.rs"]
+mod small;
+
+mod counters;
+mod events;
+mod late_cpus;
+mod machine;
+mod races;
+#[cfg(target_os = "linux")]
+mod threads;
+mod wrong_frees;

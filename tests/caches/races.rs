@@ -1,0 +1,90 @@
+//! An area that two CPUs free at the same moment: one of them is told, or it is counted when runs are
+//! closed; and nobody else gets an area that lives from then on.
+
+use std::collections::BTreeSet;
+use std::sync::Barrier;
+use std::thread;
+
+use pcpu::FreeError;
+use pcpu::backing::sim::SimAllocator;
+
+use crate::machine::{REQUEST, SLOTS, Watched, free_at, seat, with_caches};
+use crate::small::small_machine;
+
+/// Allocates so many areas on a CPU, none of which may be one of `live`.
+fn allocate(pcpu: &SimAllocator, cpu: u32, count: usize, live: &mut BTreeSet<usize>) {
+    for _ in 0..count {
+        let address = pcpu.allocate_at(&seat(pcpu, cpu), &REQUEST).unwrap();
+        assert!(live.insert(address), "{address:#x} is handed out twice");
+    }
+}
+
+/// The other CPU frees when the area's own has looked, and has not put it back; all runs are closed before anybody asks for
+/// more.
+#[test]
+fn freed_by_another_cpu_on_the_way_into_the_run() {
+    let pcpu = with_caches(&small_machine(2));
+    let other = seat(&pcpu, 1);
+    let mut live = BTreeSet::new();
+    allocate(&pcpu, 0, SLOTS, &mut live);
+    let &freed = live.first().unwrap();
+    let owner = Watched::new(seat(&pcpu, 0), || {
+        assert_eq!(free_at(&pcpu, &other, freed), Ok(()));
+    });
+    live.remove(&freed);
+    let is_told = free_at(&pcpu, &owner, freed).is_err();
+    pcpu.drain(&other);
+    allocate(&pcpu, 0, 3 * SLOTS, &mut live);
+    let late_errors = pcpu.stats().late_errors;
+    assert_eq!(u64::from(is_told) + late_errors, 1);
+    allocate(&pcpu, 1, 3 * SLOTS, &mut live);
+}
+
+/// Two threads, each on a CPU of its own; neither owns the area, or one of them does.
+#[test]
+fn freed_by_two_threads_at_once() {
+    const ROUNDS: u32 = 3000;
+    for cpus in [[0, 1], [1, 2]] {
+        let pcpu = &with_caches(&small_machine(3));
+        let barrier = &Barrier::new(2);
+        let mut live = BTreeSet::new();
+        let mut told = 0;
+        for _ in 0..ROUNDS / 100 {
+            let mut areas = BTreeSet::new();
+            allocate(pcpu, 0, 100, &mut areas);
+            assert!(areas.is_disjoint(&live));
+            let free_all = |cpu: u32| {
+                let seat = seat(pcpu, cpu);
+                let mut refused = Vec::new();
+                for &address in &areas {
+                    barrier.wait();
+                    // Looked at later: who panics here leaves the other waiting.
+                    if let Err(error) = free_at(pcpu, &seat, address) {
+                        refused.push((address, error));
+                    }
+                }
+                refused
+            };
+            let refused = thread::scope(|scope| {
+                let threads = cpus.map(|cpu| scope.spawn(move || free_all(cpu)));
+                threads.map(|thread| thread.join().unwrap()).concat()
+            });
+            for &(address, error) in &refused {
+                assert_eq!(error, FreeError::NotAllocated { address });
+            }
+            told += refused.len() as u64;
+            // What nobody was told of is found out. Then nothing of it may be handed out twice.
+            pcpu.drain(&seat(pcpu, 2));
+            for cpu in 0..3 {
+                allocate(pcpu, cpu, 10, &mut live);
+            }
+        }
+        pcpu.drain(&seat(pcpu, 2));
+        let late_errors = pcpu.stats().late_errors;
+        assert_eq!(told + late_errors, ROUNDS.into(), "{told} {late_errors}");
+        for address in live {
+            free_at(pcpu, &seat(pcpu, 1), address).unwrap();
+        }
+        assert_eq!(pcpu.stats().live, 0);
+    }
+}

@@ -1,0 +1,177 @@
+//! Threads of a process that allocate, hand areas over and free what they are handed, while they move between CPUs and
+//! somebody closes all runs again and again.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pcpu::global::{allowed_cpus, method};
+use pcpu::this_cpu::process::Method;
+use pcpu::unit::CpuId;
+use pcpu::{
+    AllocError, AllocFlags, FreeError, FreeFlags, Global, PerCpuPtr, Request, alloc_percpu_bytes,
+    drain_caches, free_percpu_with, global,
+};
+
+use crate::child::run_in_child;
+use crate::copies::{assert_stamped, assert_zero, stamp};
+
+const THREADS: usize = 6;
+const LASTS: Duration = Duration::from_millis(2000);
+
+/// What a process of a test has time for.
+const ALARM_SECONDS: libc::c_uint = 60;
+
+/// A handle, its size, and the flags to free it with.
+type Parcel = (PerCpuPtr<u8>, usize, FreeFlags);
+
+fn move_to(cpu: CpuId) {
+    // SAFETY: a set of CPUs is plain memory; the thread is the caller's own.
+    let moved = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu.get() as usize, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
+    };
+    assert_eq!(moved, 0, "{}", std::io::Error::last_os_error());
+}
+
+fn allocate(numbers: &mut fastrand::Rng) -> Option<Parcel> {
+    let bytes = match numbers.u32(..10) {
+        0 => numbers.usize(1..20_000),
+        1..4 => numbers.usize(1..2000),
+        _ => 8 << numbers.u32(..5),
+    };
+    let align = 1 << numbers.u32(..7);
+    let (flags, free_flags) = match numbers.u32(..6) {
+        0 => (AllocFlags::TRY, FreeFlags::TRY),
+        1 => (AllocFlags::ATOMIC, FreeFlags::ATOMIC),
+        _ => (AllocFlags::empty(), FreeFlags::empty()),
+    };
+    let request = Request::new(bytes, align).with_flags(flags);
+    match alloc_percpu_bytes::<Global>(&request) {
+        Ok(handle) => {
+            let area = (handle.neutral(), bytes);
+            for cpu in global().units().possible().iter() {
+                assert_zero(global(), area, cpu);
+            }
+            stamp(global(), area);
+            Some((handle, bytes, free_flags))
+        }
+        Err(AllocError::Busy) => {
+            assert!(flags.contains(AllocFlags::TRY));
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn free((handle, bytes, flags): Parcel) {
+    for cpu in global().units().possible().iter() {
+        assert_stamped(global(), (handle.neutral(), bytes), cpu);
+    }
+    // SAFETY: the parcel is the only handle, and nobody uses the area.
+    while let Err(error) = unsafe { free_percpu_with(handle, flags) } {
+        assert_eq!(error, FreeError::Busy);
+        assert!(flags.contains(FreeFlags::TRY));
+    }
+}
+
+/// Tells that the test is over, also if it has failed.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+fn work() {
+    // SAFETY: an alarm without a handler ends the process, which is the test's own.
+    unsafe { libc::alarm(ALARM_SECONDS) };
+    let cpus = allowed_cpus();
+    for cpu in global().units().possible().iter() {
+        global().bring_up(cpu).unwrap();
+    }
+    let before = global().stats();
+    let end = Instant::now() + LASTS;
+    let is_over = AtomicBool::new(false);
+    let (senders, inboxes): (Vec<_>, Vec<_>) =
+        (0..THREADS).map(|_| mpsc::channel::<Parcel>()).unzip();
+    thread::scope(|scope| {
+        let end_of_all = End(&is_over);
+        let workers: Vec<_> = inboxes
+            .into_iter()
+            .enumerate()
+            .map(|(worker, inbox)| {
+                let outbox = senders[(worker + 1) % THREADS].clone();
+                let cpus = &cpus;
+                scope.spawn(move || {
+                    let mut numbers = fastrand::Rng::with_seed(worker as u64);
+                    let mut live = Vec::new();
+                    while Instant::now() < end {
+                        if numbers.u32(..200) == 0 {
+                            move_to(cpus[numbers.usize(..cpus.len())]);
+                        }
+                        if live.len() < 100 {
+                            live.extend(allocate(&mut numbers));
+                        }
+                        if numbers.usize(..100) < live.len() {
+                            let parcel = live.swap_remove(numbers.usize(..live.len()));
+                            match numbers.bool() {
+                                true => free(parcel),
+                                false => outbox
+                                    .send(parcel)
+                                    .expect("the other works until all are sent"),
+                            }
+                        }
+                        inbox.try_iter().for_each(free);
+                    }
+                    drop(outbox);
+                    live.into_iter().for_each(free);
+                    inbox.iter().for_each(free);
+                })
+            })
+            .collect();
+        drop(senders);
+        scope.spawn(|| {
+            while !is_over.load(Relaxed) {
+                drain_caches::<Global>();
+                global().trim(0);
+                assert_eq!(global().stats().late_errors, 0);
+                thread::yield_now();
+            }
+        });
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        drop(end_of_all);
+    });
+    let after = global().stats();
+    assert_eq!((after.live, after.late_errors), (before.live, 0));
+    let allocs = after.allocs - before.allocs;
+    assert_eq!(after.frees - before.frees, allocs);
+    assert!(allocs > 1000, "{allocs} areas");
+}
+
+#[test]
+fn threads_hand_areas_over_while_runs_are_closed() {
+    if !run_in_child(
+        "threads::threads_hand_areas_over_while_runs_are_closed",
+        |_| (),
+    ) {
+        work();
+    }
+}
+
+#[test]
+fn threads_hand_areas_over_without_restartable_sequences() {
+    let name = "threads::threads_hand_areas_over_without_restartable_sequences";
+    if run_in_child(name, |command| {
+        command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+    }) {
+        return;
+    }
+    assert_eq!(method(), Method::Locked);
+    work();
+}
