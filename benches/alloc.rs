@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use pcpu::backing::sim;
-use pcpu::{AllocFlags, Domain, Request};
+use pcpu::{AllocFlags, Domain, Request, drain_caches};
 use pcpu_workloads::areas::{Heap, HeapArea, Live, PerCpuAreas, Source, Zeroing, pairs};
 use pcpu_workloads::home::{Home, Machine};
 use pcpu_workloads::stores::Stores;
@@ -107,6 +107,7 @@ fn fresh_on<const SLOT: usize>(criterion: &mut Criterion, cpus: u32) {
         bencher.iter_custom(|iters| {
             let copy = |area| home.copy(area, 0).ok();
             let give_back = || {
+                drain_caches::<Machine<SLOT>>();
                 pcpu.trim(0);
             };
             fresh_areas(ours, BYTES, AREAS, iters, copy, give_back)

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use pcpu::{AllocFlags, Domain, FreeFlags, Request};
+use pcpu::{AllocFlags, Domain, FreeFlags, Request, drain_caches};
 use pcpu_workloads::areas::Zeroing;
 use pcpu_workloads::home::{Home, Machine};
 use recorded::Op;
@@ -90,6 +90,7 @@ fn run(steps: &[Step], zeroing: Zeroing, iters: u64) -> Duration {
         time += start.elapsed();
         areas.iter_mut().for_each(free);
         areas.clear();
+        drain_caches::<Sixteen>();
         Sixteen::allocator().trim(0);
     }
     time.mul_f64(iters as f64 / (runs * steps.len() as u64) as f64)

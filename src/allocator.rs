@@ -33,6 +33,7 @@ use state::{Batch, State};
 
 mod bring_up;
 mod cached;
+mod drain;
 mod query;
 mod rest;
 mod runs;

@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use lock_api::{MutexGuard, RawMutex};
 
+use super::drain::may_drain;
 use super::state::{State, Taken};
 use super::{PerCpuAllocator, WATCHED};
 use crate::backing::{Backing, BackingError, Context};
@@ -24,17 +25,14 @@ use crate::metadata::BlockLayout;
 use crate::places::Place;
 use crate::request::{AllocError, AllocFlags, FreeError, FreeFlags, Request, SetupError};
 use crate::stats::Event;
+use crate::this_cpu::Pair;
 use crate::this_cpu::slots::{FRESH, FULL, MAP, ONE_TAKEN};
-use crate::this_cpu::{Pair, RemotePairs};
 use crate::unit::{CpuId, GRANULE_BYTES};
 
 /// Bytes of a run, at least and at most; in between, a share of all memory.
 const RUN_BYTES: Range<u64> = 512..2048;
 /// As a shift.
 const RUN_SHARE: u32 = 11;
-
-/// Idle areas that memory grows in spite of: a quarter of a page, or this share of all memory, as a shift.
-const IDLE_SHARE: u32 = 13;
 
 /// Areas that a run must have got back from other CPUs to go on rather than make way for another.
 const WORTH_COLLECTING: u32 = 4;
@@ -116,14 +114,14 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// A CPU's copy of the pair at a neutral address, to look at.
-    fn pair_of(&self, at: usize, cpu: CpuId) -> Option<&[AtomicU64; 2]> {
+    pub(super) fn pair_of(&self, at: usize, cpu: CpuId) -> Option<&[AtomicU64; 2]> {
         let copy = self.units.copy_of(at, cpu).ok()?;
         // SAFETY: the tables live as long as the instance, on every CPU that has memory.
         Some(unsafe { &*core::ptr::with_exposed_provenance(copy) })
     }
 
     /// What a CPU's pair is; of two moments if it changes meanwhile.
-    fn peek(&self, at: usize, cpu: CpuId) -> Option<Pair> {
+    pub(super) fn peek(&self, at: usize, cpu: CpuId) -> Option<Pair> {
         let [slots, run] = self.pair_of(at, cpu)?;
         let run = run.load(Ordering::Acquire);
         Some([slots.load(Ordering::Acquire), run])
@@ -262,38 +260,6 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                 .intersects(AllocFlags::ATOMIC | AllocFlags::TRY),
         );
         result
-    }
-
-    /// Closes all runs before memory grows beyond what it ever was, if they hold enough to matter: what lies idle in caches is
-    /// used rather than more memory.
-    fn make_caches_lean<'a>(
-        &'a self,
-        caches: &Caches,
-        seat: &impl Seat,
-        mut state: MutexGuard<'a, R, State>,
-        request: &Request,
-        (granules, align): (u32, u32),
-    ) -> MutexGuard<'a, R, State> {
-        let stats = &state.stats;
-        let would_grow = !state.has_ready(granules, align);
-        if !may_drain(request) || !would_grow || stats.populated_pages < stats.populated_peak_pages
-        {
-            return state;
-        }
-        while state.sweep_lowest() {
-            if state.has_ready(granules, align) {
-                return state;
-            }
-        }
-        let mut idle = 0;
-        self.for_each_run(|run, slots| {
-            idle += u64::from(self.idle_in(&state, run, slots) * run.class().len());
-        });
-        let page = (self.geometry.sizes.page_bytes() / GRANULE_BYTES) as u64;
-        if idle > (page / 4).max((state.stats.populated_pages * page) >> IDLE_SHARE) {
-            self.drain_with(caches, seat, &mut state);
-        }
-        state
     }
 
     /// Serves a request by the first area of a run that it opens; gives the lock back if it opens none.
@@ -477,7 +443,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// Gives the areas back that are free in a run that has been closed.
-    fn retire_run(&self, caches: &Caches, state: &mut State, [slots, run]: Pair) {
+    pub(super) fn retire_run(&self, caches: &Caches, state: &mut State, [slots, run]: Pair) {
         let run = Run::from_bits(run);
         let is_shared = caches.cells.remove(run);
         let len = run.class().len();
@@ -507,79 +473,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         (state.body(chunk).byte_offset(granule) / GRANULE_BYTES) as u32
     }
 
-    /// Closes all runs that `seat` can reach: those of all CPUs, or those of its own where other CPUs' pairs are out of reach.
-    /// May sleep.
-    pub fn drain(&self, seat: &impl Seat) {
-        let Some(caches) = &self.caches else {
-            return;
-        };
-        let mut state = self.state.lock();
-        self.drain_with(caches, seat, &mut state);
-        self.note_due(&state);
-    }
-
-    fn drain_with(&self, caches: &Caches, seat: &impl Seat, state: &mut State) {
-        state.stats.cache_drains += 1;
-        let tables = (0..RUNS).map(|index| caches.table + index * size_of::<Pair>());
-        match seat.remote_pairs() {
-            RemotePairs::Never => {
-                for at in tables {
-                    self.close_here(caches, seat, state, at);
-                }
-            }
-            RemotePairs::AfterFence => {
-                caches.gate.store(1, Ordering::SeqCst);
-                if seat.wait_for_gated().is_ok() {
-                    self.for_each_pair(caches, |at, cpu| {
-                        let (Some(pair), Some(closed)) = (self.peek(at, cpu), Run::closed(cpu))
-                        else {
-                            return;
-                        };
-                        if Run::from_bits(pair[1]).is_open()
-                            && let Some(copy) = self.pair_of(at, cpu)
-                        {
-                            copy[0].store(0, Ordering::Relaxed);
-                            copy[1].store(closed.bits(), Ordering::Relaxed);
-                            self.retire_run(caches, state, pair);
-                        }
-                    });
-                }
-                caches.gate.store(0, Ordering::Release);
-            }
-            RemotePairs::ByLockedStep => self.for_each_pair(caches, |at, cpu| {
-                while let (Some(pair), Some(closed)) = (self.peek(at, cpu), Run::closed(cpu))
-                    && Run::from_bits(pair[1]).is_open()
-                    && let Ok(copy) = self.units.copy_of(at, cpu)
-                {
-                    let copy = core::ptr::with_exposed_provenance_mut(copy);
-                    // SAFETY: the tables live on this CPU, and are changed by a seat's operations only, by LOCKed steps.
-                    if unsafe { seat.replace_remote_pair(copy, pair, [0, closed.bits()]) } {
-                        self.retire_run(caches, state, pair);
-                    }
-                }
-            }),
-        }
-    }
-
-    fn for_each_pair(&self, caches: &Caches, mut act: impl FnMut(usize, CpuId)) {
+    /// Calls `act` for the pair of every CPU that has memory, and of every place.
+    pub(super) fn for_each_pair(&self, caches: &Caches, mut act: impl FnMut(usize, CpuId)) {
         for cpu in self.units.materialised().iter() {
             for index in 0..RUNS {
                 act(caches.table + index * size_of::<Pair>(), cpu);
-            }
-        }
-    }
-
-    /// Closes the current CPU's run of one kind.
-    fn close_here(&self, caches: &Caches, seat: &impl Seat, state: &mut State, at: usize) {
-        // SAFETY: as in `refill`.
-        while let Some(pair) = unsafe { seat.peek_pair(at) }
-            && let run = Run::from_bits(pair[1])
-            && run.is_open()
-            && let Some(closed) = Run::closed(run.cpu())
-        {
-            // SAFETY: as in `refill`.
-            if unsafe { seat.replace_pair_gated(at, pair, [0, closed.bits()], &caches.gate) } {
-                self.retire_run(caches, state, pair);
             }
         }
     }
@@ -632,7 +530,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// How many areas of a run nobody has: those that are free in it, and those that other CPUs have freed.
-    fn idle_in(&self, state: &State, run: Run, slots: u64) -> u32 {
+    pub(super) fn idle_in(&self, state: &State, run: Run, slots: u64) -> u32 {
         let Some((chunk, base, _)) = self.chunk_of(state, run) else {
             return 0;
         };
@@ -651,11 +549,4 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         });
         stats.frees = stats.allocs - stats.live;
     }
-}
-
-/// Whether a request may wait for the caches to be emptied.
-fn may_drain(request: &Request) -> bool {
-    !request
-        .flags
-        .intersects(AllocFlags::ATOMIC | AllocFlags::TRY | AllocFlags::RESERVED)
 }

@@ -166,7 +166,8 @@ fn build(cpus: u32) -> Result<GlobalAllocator, Box<dyn Error + Send + Sync>> {
     };
     let first_chunk = embed::build(plan, template, &mut offsets, &mut memory)?;
     // SAFETY: the first chunk lies in `memory`, which the instance takes over.
-    let pcpu = unsafe { GlobalAllocator::new(memory, &first_chunk, *model.policy())? };
+    let mut pcpu = unsafe { GlobalAllocator::new(memory, &first_chunk, *model.policy())? };
+    pcpu.enable_caches()?;
     bring_up(&pcpu, cpus)?;
     Ok(pcpu)
 }
