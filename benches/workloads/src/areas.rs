@@ -236,6 +236,8 @@ mod tests {
             home.copy(area, 1).unwrap().write(7);
             source.free(area).unwrap();
         }
+        // The thread may be on another CPU by now, whose cache has not got the area.
+        pcpu::drain_caches::<Machine<2>>();
         let again = source.allocate(8).unwrap();
         assert_eq!(again, area);
         // SAFETY: as above; its memory was written to before.
