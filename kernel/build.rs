@@ -17,9 +17,12 @@ const LINK_ARGS: &[&str] = &[
 
 /// Relocatable objects, which the kernel carries and loads, and what each is compiled with besides.
 const MODULES: &[(&str, &[&str])] = &[
+    ("by_hand", &[]),
     ("counter", &[]),
     ("far", &["-Ccode-model=large"]),
     ("large", &[]),
+    ("long_data", &[]),
+    ("long_variables", &[]),
     ("reader", &[]),
 ];
 

@@ -387,7 +387,8 @@ pub unsafe fn free_percpu_with<T, D: Domain>(
 
 /// Empties the caches of all CPUs of domain `D`, so that what was idle in them can be given back: before
 /// [`trim`](PerCpuAllocator::trim), or when a CPU is to go. Where other CPUs' caches are out of reach, as in a kernel by %gs, it
-/// empties that of the CPU that the caller is on.
+/// empties that of the CPU that the caller is on: a CPU that goes offline calls it itself, when nothing allocates there any more.
+/// Otherwise what is free in its cache lies idle until the CPU comes again.
 ///
 /// It may sleep.
 ///

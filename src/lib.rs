@@ -52,8 +52,9 @@
 //!
 //! On x86_64 two things more are ready: `backing::paging` (feature `paging`) has page tables and makes the first chunk
 //! itself, given frames and a way to make CPUs forget translations; and `this_cpu::gs` has the operations, one instruction
-//! with the %gs prefix each, with `define_per_cpu_in!` for static variables. [`this_cpu::pinned`] is for code that must stay
-//! on its CPU.
+//! with the %gs prefix each, with `define_per_cpu_in!` for static variables, and a lock that masks interrupts.
+//! [`this_cpu::pinned`] is for code that must stay on its CPU. [`PerCpuAllocator::enable_caches`] puts a cache in front for every
+//! CPU.
 //!
 //! [`adding_to_a_kernel`] has the steps in their order, and a program.
 //!

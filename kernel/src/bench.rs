@@ -1,22 +1,25 @@
 //! How many instructions the operations take. It needs a machine whose clock counts instructions
 //! (`cargo xtask kernel --bench`): there the numbers are exact, and the same on every machine.
 //!
-//! Rows of allocations tell what they find: `pair` finds the hole that the one before left, as most do in a kernel that has run
-//! for a while; the others say what else is to be done for them. Memory is zeroed on every CPU that is up.
+//! Rows of allocations tell what they find. `cached_pair` finds an area in the CPU's cache and puts it back there, as most do. Those
+//! without caches (`percpu_cache=off` on the command line) take the lock: `pair` is among areas in use, the others say what else is
+//! to be done for them. Memory is zeroed on every CPU that is up.
 
 use core::arch::x86_64::_rdtsc;
+use core::fmt::Display;
 use core::hint::black_box;
 use core::mem::MaybeUninit;
 use core::num::NonZeroU32;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use pcpu::this_cpu::gs::Masked;
 use pcpu::{
     AllocFlags, BatchCounter, Counter, CpuBuffer, CpuCell, CpuPair, CpuStack, Domain, LocalBuffer,
     LocalCell, LocalPair, LocalStack, PerCpu, PerCpuPtr, RefCount, RemoteCell, Request,
-    alloc_percpu_bytes, define_per_cpu_in, free_percpu,
+    alloc_percpu_bytes, define_per_cpu_in, drain_caches, free_percpu,
 };
 
+use crate::cpus::work::{nr_online, on_all_cpus};
 use crate::memory::areas;
 use crate::percpu::Kernel;
 use crate::println;
@@ -24,6 +27,9 @@ use crate::tests::ops::Item;
 
 /// How often an operation is repeated; the compiler unrolls so short a loop.
 const REPEATS: u64 = 8;
+
+/// How often a pair of an allocation and a free is repeated: some frees are paid for later, all of them together.
+const PAIR_REPEATS: u64 = 256;
 
 /// Areas that are there at once: more than a cache of a few could hold.
 const MANY: usize = 256;
@@ -45,15 +51,19 @@ static SHARED: AtomicU64 = AtomicU64::new(0);
 
 type Area = PerCpuPtr<u8, Kernel>;
 
-/// Prints a line for each operation: its name and its instructions.
+/// Prints a line for each operation: its name and its instructions. Without caches there are those that the caches change.
 ///
 /// # Panics
 /// If there is no memory for a variable.
 pub fn run() {
-    cells();
-    words();
-    owners();
-    pairs();
+    if Kernel::allocator().has_caches() {
+        cells();
+        words();
+        owners();
+        cached_pairs();
+    } else {
+        pairs();
+    }
 }
 
 /// A row for each operation of a cell.
@@ -127,33 +137,82 @@ fn owners() {
     });
 }
 
-/// What it takes to allocate an area and to free it.
+/// What it takes to allocate an area and to free it with caches.
+fn cached_pairs() {
+    let small = Request::new(8, 8);
+    measure_pair("cached_pair", &small);
+    let dirty = small.with_flags(AllocFlags::NO_ZERO);
+    measure_pair("cached_pair_not_zeroed", &dirty);
+    let line = Request::new(64, 64);
+    measure_pair("cached_pair_of_64_bytes", &line);
+    measure_after(
+        "cached_pair_that_opens_a_run",
+        drain_caches::<Kernel>,
+        || {
+            free(allocate(&small));
+        },
+    );
+    measure_after(
+        "drain_of_a_run",
+        || free(allocate(&small)),
+        drain_caches::<Kernel>,
+    );
+    measure_many("cached_", &small);
+    if nr_online() > 1 {
+        free_from_afar(&small);
+    }
+}
+
+/// A row for the frees of areas that another CPU has allocated.
+fn free_from_afar(request: &Request) {
+    let areas = [const { AtomicUsize::new(0) }; 16];
+    on_all_cpus(&|cpu| {
+        if cpu.get() == 1 {
+            for area in &areas {
+                area.store(allocate(request).neutral(), Ordering::Relaxed);
+            }
+        }
+    });
+    let areas = areas.map(|area| Area::from_neutral(area.into_inner()));
+    let total = measured(|| areas.into_iter().flatten().for_each(free));
+    print_row("free_from_afar", total * 10 / areas.len() as u64);
+}
+
+/// Rows for areas that are all allocated before the first is freed.
+fn measure_many(prefix: &str, request: &Request) {
+    let mut areas = [None; MANY];
+    let many = measured(|| areas.fill_with(|| Some(allocate(request))));
+    print_row(
+        format_args!("{prefix}alloc_of_256"),
+        many * 10 / MANY as u64,
+    );
+    let many = measured(|| areas.iter_mut().filter_map(Option::take).for_each(free));
+    print_row(format_args!("{prefix}free_of_256"), many * 10 / MANY as u64);
+}
+
+/// What it takes to allocate an area and to free it, each with the lock.
 fn pairs() {
     let allocator = Kernel::allocator();
     let small = Request::new(8, 8);
-    measure("pair_from_longest_run", || free(allocate(&small)));
+    measure_pair("pair_from_longest_run", &small);
     // A hole among areas in use.
     let [one, hole, other] = [(); 3].map(|()| allocate(&small));
     free(hole);
-    measure("pair", || free(allocate(&small)));
+    measure_pair("pair", &small);
     let atomic = small.with_flags(AllocFlags::ATOMIC);
-    measure("pair_atomic", || free(allocate(&atomic)));
+    measure_pair("pair_atomic", &atomic);
     let dirty = small.with_flags(AllocFlags::NO_ZERO);
-    measure("pair_not_zeroed", || free(allocate(&dirty)));
-    measure("pair_of_64_bytes", || free(allocate(&Request::new(64, 64))));
+    measure_pair("pair_not_zeroed", &dirty);
+    measure_pair("pair_of_64_bytes", &Request::new(64, 64));
     free(one);
     free(other);
 
-    let mut areas = [None; MANY];
-    let many = measured(|| areas.fill_with(|| Some(allocate(&small))));
-    print_row("alloc_of_256", many * 10 / MANY as u64);
-    let many = measured(|| areas.iter_mut().filter_map(Option::take).for_each(free));
-    print_row("free_of_256", many * 10 / MANY as u64);
+    measure_many("", &small);
 
     // Nothing else is in the chunk, so that it goes and comes.
     let filler = allocate(&Request::new(FILLER_BYTES, 8));
     let large = Request::new(LARGE_BYTES, 8);
-    measure("pair_of_20_kib", || free(allocate(&large)));
+    measure_pair("pair_of_20_kib", &large);
     assert!(allocator.stats().chunks > 1, "the first chunk has room");
     measure_after(
         "pair_of_new_chunk",
@@ -187,16 +246,25 @@ fn free(area: Area) {
 }
 
 /// A row for an operation that is repeated.
-fn measure(name: &str, mut operation: impl FnMut()) {
+fn measure(name: &str, operation: impl FnMut()) {
+    measure_times(REPEATS, name, operation);
+}
+
+/// A row for an allocation and its free.
+fn measure_pair(name: &str, request: &Request) {
+    measure_times(PAIR_REPEATS, name, || free(allocate(request)));
+}
+
+fn measure_times(repeats: u64, name: &str, mut operation: impl FnMut()) {
     operation();
     let total = measured(|| {
-        for _ in 0..REPEATS {
+        for _ in 0..repeats {
             operation();
             // Each turn stands for itself.
             black_box(());
         }
     });
-    print_row(name, total * 10 / REPEATS);
+    print_row(name, total * 10 / repeats);
 }
 
 /// A row for an operation that something else precedes each time, which is not counted.
@@ -210,7 +278,7 @@ fn measure_after(name: &str, mut before: impl FnMut(), mut operation: impl FnMut
     print_row(name, total * 10 / REPEATS);
 }
 
-fn print_row(name: &str, tenths: u64) {
+fn print_row(name: impl Display, tenths: u64) {
     println!("bench {name}: {}.{} instructions", tenths / 10, tenths % 10);
 }
 

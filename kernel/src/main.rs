@@ -23,7 +23,6 @@ mod boot;
 mod cpus;
 mod exit;
 mod interrupts;
-mod irq_lock;
 mod machine;
 mod mem_functions;
 mod memory;

@@ -71,15 +71,22 @@ enum Values {
 
 impl PerCpuArea {
     fn allocate(bytes: usize, align: usize, placement: Placement) -> Result<Self, PlaceError> {
-        let (flags, kept) = match placement {
-            Placement::Reserved => (AllocFlags::RESERVED, None),
-            Placement::Dynamic => (AllocFlags::empty(), Some(Kept::new(bytes)?)),
+        let flags = match placement {
+            Placement::Reserved => AllocFlags::RESERVED,
+            Placement::Dynamic => AllocFlags::empty(),
         };
         let start = alloc_percpu_bytes(&Request::new(bytes, align).with_flags(flags))?;
-        let values = kept.map_or(Values::Reserved, |kept| {
+        let values = match placement {
+            Placement::Reserved => Values::Reserved,
+            Placement::Dynamic => Values::Dynamic(Kept::new(bytes).inspect_err(|_| {
+                // SAFETY: nobody knows of it yet.
+                let freed = unsafe { free_percpu_with(start, FreeFlags::empty()) };
+                assert_eq!(freed, Ok(()), "just allocated");
+            })?),
+        };
+        if let Values::Dynamic(kept) = &values {
             kept.belong_to(start);
-            Values::Dynamic(kept)
-        });
+        }
         Ok(Self {
             start,
             bytes,

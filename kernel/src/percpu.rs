@@ -5,26 +5,28 @@
 //!    out to the CPUs of a node, or, with `percpu_alloc=page` on the command line, as many pages as the first chunk needs;
 //! 2. the first chunk is built: the boot processor's unit in frames of its node, a copy of the section, which is the
 //!    template; all other CPUs share one that is read only;
-//! 3. the allocator takes the chunk over, and [`Kernel`] names it in the types of handles;
+//! 3. the allocator takes the chunk over, every CPU gets a cache in front of it (not with `percpu_cache=off` on the command
+//!    line), and [`Kernel`] names it in the types of handles;
 //! 4. a CPU is brought up ([`bring_up`]), and so has a unit of its own, before it comes; it loads its unit's offset into
 //!    GS base ([`load_gs_base`]) before it touches a per-CPU variable;
-//! 5. the template is not needed any more: [`template::give_back`].
+//! 5. the template is not needed any more: [`template::give_back`];
+//! 6. a CPU that goes offline empties its cache, which nobody else can: [`go_offline`].
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use pcpu::allocator::{PerCpuAllocator, Policy};
+use pcpu::allocator::PerCpuAllocator;
 use pcpu::backing::paging::{Paging, PagingSetup};
-use pcpu::this_cpu::gs::{Gs, GsDomain};
+use pcpu::this_cpu::gs::{Gs, GsDomain, IrqLock};
 use pcpu::this_cpu::pinned::Preemption;
-use pcpu::unit::{CpuId, FirstChunkSpec, NodeId, Template, UnitPlan, storage_words};
+use pcpu::unit::{CpuId, FirstChunkSpec, Template, UnitPlan, storage_words};
 use pcpu::{
-    CpuCell, CpuError, Domain, Handle, Instance, LocalCell, define_per_cpu_in, per_cpu_ptr,
+    CpuCell, CpuError, Domain, Handle, Instance, LocalCell, define_per_cpu_in, drain_caches,
+    per_cpu_ptr,
 };
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{GsBase, KernelGsBase};
 
 use self::memory::KernelMemory;
-use crate::irq_lock::IrqLock;
 use crate::machine::{MAX_CPUS, Machine};
 use crate::memory::{PER_CPU_WINDOW, PHYSICAL_MAP, paging};
 use crate::{modules, println};
@@ -32,19 +34,11 @@ use crate::{modules, println};
 pub mod memory;
 pub mod template;
 
-/// The room for modules' variables, and the first room for dynamic ones, as Linux has them on x86-64.
-const RESERVED_BYTES: usize = 8 << 10;
-const DYNAMIC_BYTES: usize = 28 << 10;
-
 /// The CPU that is there from the start.
 pub const BOOT_CPU: CpuId = CpuId::new(0);
 
 /// Where the units' memory comes from.
 pub type Memory = Paging<KernelMemory, IrqLock>;
-
-/// The most chunks. On a machine with many possible CPUs units are small, and a window has room for more of them than its
-/// places are worth: they have 64 KiB with 240 CPUs, so that 128 MiB a CPU can be had.
-const MAX_CHUNKS: u32 = 2048;
 
 static INSTANCE: Instance<Memory, IrqLock> = Instance::new();
 
@@ -104,12 +98,7 @@ pub fn current_cpu() -> CpuId {
 pub fn set_up(machine: &Machine) {
     let by_page = machine.start_info.option("percpu_alloc") == Some("page");
     let section = template::section();
-    let spec = FirstChunkSpec {
-        static_bytes: section.len(),
-        reserved_bytes: RESERVED_BYTES,
-        dyn_bytes: DYNAMIC_BYTES,
-        ..FirstChunkSpec::default()
-    };
+    let spec = FirstChunkSpec::like_linux(section.len());
     let template = Template {
         bytes: section,
         base: section.as_ptr().addr(),
@@ -125,23 +114,28 @@ pub fn set_up(machine: &Machine) {
     let plan = plan.unwrap_or_else(|error| panic!("no plan for the units: {error}"));
     println!("{}", plan.boot_log());
 
-    let setup = PagingSetup {
-        level_4: paging::root(),
-        physical_memory_offset: VirtAddr::new(PHYSICAL_MAP as u64),
-        window: VirtAddr::new(PER_CPU_WINDOW as u64),
-        neutral_base: template.base,
-        node: NodeId::new(0),
-        max_chunks: MAX_CHUNKS,
-    };
+    let setup = PagingSetup::new(
+        paging::root(),
+        VirtAddr::new(PHYSICAL_MAP as u64),
+        VirtAddr::new(PER_CPU_WINDOW as u64),
+        template.base,
+    );
     // SAFETY: the tables are in use and the only ones, physical memory is mapped there, and the window is nobody else's.
-    let mut paging = unsafe { Memory::new(KernelMemory, setup, &plan) }
-        .unwrap_or_else(|error| panic!("no page tables for the units: {error}"));
-    let first_chunk = paging
-        .build_first_chunk(plan, template, &mut unit_offsets, |cpu| cpu == BOOT_CPU)
-        .unwrap_or_else(|error| panic!("no first chunk: {error}"));
-    // SAFETY: the first chunk lies in the windows of `paging`, which the instance takes over.
-    let allocator = unsafe { PerCpuAllocator::new(paging, &first_chunk, Policy::default()) }
-        .unwrap_or_else(|error| panic!("no allocator: {error}"));
+    let allocator = unsafe {
+        Memory::set_up(
+            KernelMemory,
+            setup,
+            plan,
+            template,
+            &mut unit_offsets,
+            BOOT_CPU,
+        )
+    };
+    let mut allocator = allocator.unwrap_or_else(|error| panic!("no per-CPU variables: {error}"));
+    if machine.start_info.option("percpu_cache") != Some("off") {
+        let enabled = allocator.enable_caches();
+        enabled.unwrap_or_else(|error| panic!("no caches: {error}"));
+    }
     INSTANCE
         .set_up(allocator)
         .unwrap_or_else(|error| panic!("set up twice: {error}"));
@@ -169,6 +163,12 @@ pub fn load_gs_base(cpu: CpuId) {
         .unwrap_or_else(|| panic!("CPU {cpu} is not possible"));
     GsBase::write(VirtAddr::new(offset as u64));
     KernelGsBase::write(VirtAddr::zero());
+}
+
+/// What a CPU does with its cache when it goes: no other CPU gets at what is free in there. To be called by that CPU, when nothing
+/// allocates on it any more.
+pub fn go_offline() {
+    drain_caches::<Kernel>();
 }
 
 /// `cpu`'s copy of a static variable.

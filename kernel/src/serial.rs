@@ -3,11 +3,10 @@
 use core::fmt::{self, Write};
 
 use lock_api::Mutex;
+use pcpu::this_cpu::gs::IrqLock;
 use uart_16550::backend::PioBackend;
 use uart_16550::{Config, Uart16550};
 use x86_64::instructions::interrupts;
-
-use crate::irq_lock::IrqLock;
 
 const COM1: u16 = 0x3f8;
 

@@ -2,9 +2,9 @@
 
 use core::fmt::{self, Write};
 
-use pcpu::CpuCell;
 use pcpu::this_cpu::Live;
 use pcpu::unit::CpuId;
+use pcpu::{CpuCell, Domain, drain_caches};
 
 use crate::cpus::work::{on_all_cpus, online};
 use crate::exit::Outcome;
@@ -12,6 +12,7 @@ use crate::machine::machine;
 use crate::percpu::{Kernel, copy};
 use crate::println;
 
+mod cache_sweeps;
 pub mod death;
 mod hotplug;
 mod memory;
@@ -23,6 +24,7 @@ mod paging;
 mod percpu;
 mod placing;
 mod shootdown;
+mod slot_sweeps;
 mod sweep;
 mod trace;
 mod user;
@@ -101,14 +103,19 @@ macro_rules! ensure {
 pub fn run_all() -> Outcome {
     let (mut passed, mut failed) = (0, 0);
     let sweeps = match machine().start_info.option("icount") {
-        Some(_) => [op_sweeps::TESTS, placing::TESTS],
-        None => [&[][..]; 2],
+        Some(_) => [
+            op_sweeps::TESTS,
+            slot_sweeps::TESTS,
+            placing::TESTS,
+            cache_sweeps::tests(),
+        ],
+        None => [&[][..]; 4],
     };
     let trace = match machine().start_info.module {
         Some(_) => trace::TESTS,
         None => &[],
     };
-    let [op_sweeps, placing] = sweeps;
+    let [op_sweeps, slot_sweeps, placing, cache_sweeps] = sweeps;
     let tests = [
         memory::TESTS,
         percpu::TESTS,
@@ -120,7 +127,9 @@ pub fn run_all() -> Outcome {
         user::TESTS,
         modules::TESTS,
         op_sweeps,
+        slot_sweeps,
         placing,
+        cache_sweeps,
         trace,
     ];
     for test in tests.into_iter().flatten() {
@@ -147,6 +156,19 @@ pub fn run_all() -> Outcome {
 fn copy_of(variable: &impl Live<Target = CpuCell<u64>, Domain = Kernel>, cpu: CpuId) -> u64 {
     // SAFETY: the copy is there as long as the variable is.
     unsafe { &*copy(variable, cpu) }.read_remote()
+}
+
+/// Every CPU that is online empties its cache: what lies idle there is nobody else's to take.
+fn drain_all() {
+    on_all_cpus(&|_| drain_caches::<Kernel>());
+}
+
+/// How many areas are allocated from the chunks and are nobody's: they lie in caches, or the allocator has them for itself.
+fn idle_areas() -> u64 {
+    let allocator = Kernel::allocator();
+    let mut areas = 0;
+    allocator.visit_chunks(|chunk| areas += u64::from(chunk.areas));
+    areas - allocator.stats().live
 }
 
 /// How many CPUs work at a time in [`by_turns`].

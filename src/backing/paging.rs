@@ -39,6 +39,7 @@ mod cpu;
 mod error;
 mod first_chunk;
 mod frames;
+mod instance;
 mod metadata;
 mod pages;
 mod shootdown;
@@ -46,7 +47,7 @@ mod tables;
 mod usage;
 mod windows;
 
-pub use error::{FirstChunkError, InitialError, PagingError};
+pub use error::{FirstChunkError, InitialError, InstanceError, PagingError};
 pub use frames::Frames;
 pub use shootdown::{Shootdown, Stale};
 
@@ -69,6 +70,37 @@ pub struct PagingSetup {
     pub max_chunks: u32,
 }
 
+impl PagingSetup {
+    /// A place with what suits most kernels: metadata and shared tables from node 0, and at most 2,048 chunks.
+    ///
+    /// ```
+    /// use pcpu::backing::paging::PagingSetup;
+    /// use x86_64::structures::paging::PhysFrame;
+    /// use x86_64::{PhysAddr, VirtAddr};
+    ///
+    /// let level_4 = PhysFrame::containing_address(PhysAddr::new(0x1000)); // from CR3
+    /// let physical_memory = VirtAddr::new(0xffff_8000_0000_0000);
+    /// let window = VirtAddr::new(0xffff_c000_0000_0000);
+    /// let setup = PagingSetup::new(level_4, physical_memory, window, 0x20_0000);
+    /// assert_eq!((setup.node.get(), setup.max_chunks), (0, 2048));
+    /// ```
+    pub const fn new(
+        level_4: PhysFrame,
+        physical_memory_offset: VirtAddr,
+        window: VirtAddr,
+        neutral_base: usize,
+    ) -> Self {
+        Self {
+            level_4,
+            physical_memory_offset,
+            window,
+            neutral_base,
+            node: NodeId::new(0),
+            max_chunks: 2048,
+        }
+    }
+}
+
 /// What a [`Paging`] has taken and done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -87,7 +119,7 @@ pub struct PagingStats {
 /// instructions at a time.
 ///
 /// It is built before any heap, and makes the first chunk itself ([`build_first_chunk`](Self::build_first_chunk)), of a plan of
-/// any kind:
+/// any kind. [`set_up`](Self::set_up) does all that is shown here at one go:
 ///
 /// ```no_run
 /// use core::ptr::addr_of;

@@ -22,12 +22,14 @@ use core::ptr;
 use super::{Change, LocalOps, Pair, Word, locked};
 use crate::alloc_api::Domain;
 
+mod irq_lock;
 mod masked;
 mod pair;
 #[macro_use]
 mod place;
 mod statics;
 
+pub use irq_lock::IrqLock;
 pub use masked::Masked;
 pub use pair::replace_pair;
 pub use place::Place;

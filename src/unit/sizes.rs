@@ -56,6 +56,22 @@ impl Default for FirstChunkSpec {
 }
 
 impl FirstChunkSpec {
+    /// What Linux gives an x86-64 machine: room of 8 KiB for modules and of 28 KiB for dynamic variables, 2 MiB atoms.
+    ///
+    /// ```
+    /// use pcpu::unit::FirstChunkSpec;
+    /// let spec = FirstChunkSpec::like_linux(212_992);
+    /// assert_eq!((spec.static_bytes, spec.reserved_bytes, spec.dyn_bytes), (212_992, 8192, 28672));
+    /// ```
+    pub fn like_linux(static_bytes: usize) -> Self {
+        Self {
+            static_bytes,
+            reserved_bytes: 8 << 10,
+            dyn_bytes: 28 << 10,
+            ..Self::default()
+        }
+    }
+
     /// Single pages serve no large mapping and are made before any later chunk: atoms of a page, no more dynamic
     /// room than the early reserve.
     fn for_kind(self, kind: FirstChunkKind) -> Self {

@@ -2,7 +2,9 @@
 
 use parking_lot::RawMutex;
 use pcpu::backing::Backing;
-use pcpu::backing::paging::{FirstChunkError, InitialError, Paging, PagingError, PagingSetup};
+use pcpu::backing::paging::{
+    FirstChunkError, InitialError, InstanceError, Paging, PagingError, PagingSetup,
+};
 use pcpu::unit::{CpuId, EvenNodes, FirstChunkSpec, Template, UnitPlan, storage_words};
 use x86_64::VirtAddr;
 
@@ -202,4 +204,57 @@ fn the_first_chunk_is_that_of_the_set_up() {
     // SAFETY: nobody uses it any more.
     unsafe { paging.tear_down() };
     assert!(host.out().is_empty());
+}
+
+/// Windows, first chunk and allocator at one go: what is refused says at which of the three, and leaves nothing.
+#[test]
+fn all_is_set_up_at_one_go() {
+    let host = Host::new(1, 400, 4);
+    let bytes = [1; 100];
+    let (mut words, mut offsets) = (vec![0; storage_words(4)], [0; 4]);
+    let plan = plan(&mut words, 4, 32 << 10, 4096);
+    let template = Template {
+        bytes: &bytes,
+        base: BASE,
+    };
+    let boot_cpu = CpuId::new(0);
+    let refused = |setup, template, offsets: &mut [usize]| {
+        // SAFETY: the set-up is true, or refused.
+        let result = unsafe {
+            Paging::<_, RawMutex>::set_up(&host, setup, plan, template, offsets, boot_cpu)
+        };
+        let error = result.expect_err("it is refused");
+        assert!(host.out().is_empty(), "{error}");
+        assert!(host.level_4_words().iter().all(|&word| word == 0));
+        assert!(!error.to_string().contains('\n'));
+        error
+    };
+    let window = VirtAddr::new(host.mmu.window.start as u64 + (1 << 30));
+    let misaligned = PagingSetup {
+        window,
+        ..setup(&host)
+    };
+    let error = refused(misaligned, template, &mut offsets);
+    let is_windows = matches!(
+        error,
+        InstanceError::Windows(PagingError::WindowMisaligned { .. })
+    );
+    assert!(is_windows, "{error}");
+    let error = refused(setup(&host), template, &mut offsets[..3]);
+    let is_first_chunk = matches!(error, InstanceError::FirstChunk(FirstChunkError::Build(_)));
+    assert!(is_first_chunk, "{error}");
+
+    // SAFETY: the set-up is true, and the window nobody else's.
+    let pcpu = unsafe {
+        Paging::<_, RawMutex>::set_up(&host, setup(&host), plan, template, &mut offsets, boot_cpu)
+    };
+    let mut pcpu = pcpu.unwrap();
+    pcpu.enable_caches().unwrap();
+    for cpu in (0..4).map(CpuId::new) {
+        pcpu.bring_up(cpu).unwrap();
+        let copy = pcpu.per_cpu_address(BASE, cpu).unwrap();
+        let copy = std::ptr::with_exposed_provenance::<[u8; 100]>(copy);
+        // SAFETY: the static region of a CPU that has memory.
+        assert_eq!(unsafe { copy.read() }, bytes);
+    }
 }

@@ -20,8 +20,9 @@ const STEPS: &[Step] = &[
         shows: "all code is formatted",
         run: || {
             check(&mut cargo(
-                "fmt --all --check -- xtask/freestanding/main.rs kernel/modules/counter.rs \
-                 kernel/modules/far.rs kernel/modules/large.rs kernel/modules/reader.rs \
+                "fmt --all --check -- xtask/freestanding/main.rs kernel/modules/by_hand.rs \
+                 kernel/modules/counter.rs kernel/modules/far.rs kernel/modules/large.rs \
+                 kernel/modules/long_data.rs kernel/modules/long_variables.rs kernel/modules/reader.rs \
                  fuzz/fuzz_targets/arguments.rs fuzz/fuzz_targets/object.rs fuzz/fuzz_targets/operations.rs \
                  fuzz/fuzz_targets/plan.rs fuzz/fuzz_targets/trace.rs",
             ))
@@ -160,6 +161,11 @@ const STEPS: &[Step] = &[
         name: "kernel-icount",
         shows: "interrupts at every instruction",
         run: || kernel::check_args("--cpus 2 --icount"),
+    },
+    Step {
+        name: "kernel-no-cache",
+        shows: "interrupts at every instruction, and all else, where every request takes the lock",
+        run: || kernel::check_args("--cpus 4 --icount --no-cache"),
     },
     Step {
         name: "kernel-dies",

@@ -1,8 +1,8 @@
 //! Starting the other CPUs, and letting them go.
 //!
 //! They begin in 16-bit code, at a page below 1 MiB that a trampoline is copied to. It leads them to 64-bit code and the
-//! kernel's page tables; each finds its stack by the id of its local APIC. They come all at once. One that goes offline waits for
-//! the reset that begins its next life; its unit, its stack and its tables stay.
+//! kernel's page tables; each finds its stack by the id of its local APIC. They come all at once. One that goes offline empties its
+//! cache of per-CPU areas and waits for the reset that begins its next life; its unit, its stack and its tables stay.
 //!
 //! What always holds: a CPU loads its descriptor tables and then its GS base before it touches a per-CPU variable, and the
 //! allocator has materialised it before that, once and for all: its copies keep their values while it is away.
@@ -143,6 +143,7 @@ extern "C" fn ap_main(apic_id: u32) -> ! {
     let cpu = cpu.expect("it was started by its APIC id");
     enter(cpu);
     work::help();
+    percpu::go_offline();
     shootdown::leave(cpu);
     masking::disable();
     work::left(cpu);

@@ -6,12 +6,12 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use lock_api::Mutex;
+use pcpu::this_cpu::gs::IrqLock;
 use pcpu::unit::NodeId;
 use x86_64::PhysAddr;
 use x86_64::structures::paging::{FrameAllocator, PhysFrame, Size4KiB};
 
 use super::{PAGE_BYTES, PhysicalRange, image};
-use crate::irq_lock::IrqLock;
 use crate::machine::{MAX_NODE_RANGES, Machine, NodeRange};
 
 /// Frames from here on are not used.

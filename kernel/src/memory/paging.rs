@@ -4,6 +4,7 @@
 //! tables and look.
 
 use lock_api::Mutex;
+use pcpu::this_cpu::gs::IrqLock;
 use pcpu::unit::NodeId;
 use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::structures::paging::mapper::{MapToError, UnmapError};
@@ -15,7 +16,6 @@ use x86_64::{PhysAddr, VirtAddr};
 
 use super::frames::{self, TableFrames};
 use super::{PHYSICAL_MAP, PhysicalRange, image};
-use crate::irq_lock::IrqLock;
 use crate::machine::Machine;
 
 static ROOT: Mutex<IrqLock, Option<PhysFrame>> = Mutex::new(None);

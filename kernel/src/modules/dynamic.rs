@@ -7,12 +7,12 @@
 //! processor alone loads modules and brings CPUs up.
 
 use lock_api::Mutex;
+use pcpu::this_cpu::gs::IrqLock;
 use pcpu::unit::CpuId;
 use pcpu::{PerCpuPtr, per_cpu_ptr};
 
 use super::PlaceError;
 use super::pages::{Code, Pages};
-use crate::irq_lock::IrqLock;
 use crate::memory::paging::Access;
 use crate::percpu::Kernel;
 
@@ -47,7 +47,7 @@ impl Kept {
     /// So many zeroes, of no area so far.
     ///
     /// # Errors
-    /// [`PlaceError::Areas`], or [`PlaceError::OutOfFrames`].
+    /// [`PlaceError::Areas`], [`PlaceError::TooLong`], or [`PlaceError::OutOfFrames`].
     pub fn new(bytes: usize) -> Result<Self, PlaceError> {
         let pages = Pages::map(bytes, Access::Read, Code::Near)?;
         let mut slots = SLOTS.lock();

@@ -20,6 +20,13 @@ pub enum PlaceError {
     Cpu(CpuError),
     /// No memory for its code or data, or for the initial values of its per-CPU variables.
     OutOfFrames,
+    /// More code or data than a section may have.
+    TooLong {
+        /// So many bytes.
+        bytes: usize,
+        /// And so many are possible.
+        limit_bytes: usize,
+    },
     /// It must lie at a multiple of more than a page.
     Align {
         /// What it asks for, in bytes.
@@ -38,6 +45,9 @@ impl fmt::Display for PlaceError {
             Self::PerCpu(error) => error.fmt(f),
             Self::Cpu(error) => error.fmt(f),
             Self::OutOfFrames => f.write_str("no memory for code, data or initial values"),
+            Self::TooLong { bytes, limit_bytes } => {
+                write!(f, "a section of {bytes} bytes, the limit is {limit_bytes}")
+            }
             Self::Align { align } => {
                 write!(
                     f,

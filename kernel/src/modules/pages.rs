@@ -9,8 +9,9 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use pcpu::backing::paging::Stale;
 use pcpu::unit::NodeId;
 
+use super::PlaceError;
 use crate::cpus::shootdown;
-use crate::memory::paging::{self, Access, OutOfFrames};
+use crate::memory::paging::{self, Access};
 use crate::memory::{FAR_MODULES, MODULES, PAGE_BYTES, PHYSICAL_MAP, frames};
 
 /// Addresses are used once.
@@ -39,11 +40,12 @@ impl Pages {
     /// Zeroed pages for so many bytes.
     ///
     /// # Errors
-    /// [`OutOfFrames`], also for a section of more than [`MAX_PAGES`]; nothing stays mapped.
-    pub fn map(bytes: usize, access: Access, code: Code) -> Result<Self, OutOfFrames> {
+    /// [`PlaceError::TooLong`] for more than [`MAX_PAGES`], [`PlaceError::OutOfFrames`]; nothing stays mapped.
+    pub fn map(bytes: usize, access: Access, code: Code) -> Result<Self, PlaceError> {
         let wanted = bytes.div_ceil(PAGE_BYTES);
         if wanted > MAX_PAGES {
-            return Err(OutOfFrames);
+            let limit_bytes = MAX_PAGES * PAGE_BYTES;
+            return Err(PlaceError::TooLong { bytes, limit_bytes });
         }
         let next = match code {
             Code::Near => &NEXT_NEAR,

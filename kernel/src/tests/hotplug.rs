@@ -3,11 +3,14 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use pcpu::unit::CpuId;
-use pcpu::{CpuCell, Domain, Handle, LocalCell, PerCpu, RemoteCell, define_per_cpu_in};
+use pcpu::{
+    CpuCell, Domain, Handle, LocalCell, PerCpu, PerCpuPtr, RemoteCell, alloc_percpu_in,
+    define_per_cpu_in, free_percpu,
+};
 
 use super::modules::{COUNTER, INITIAL, function};
 use super::paging::{Areas, area_of};
-use super::{Test, Why, copy_of};
+use super::{Test, Why, copy_of, drain_all, idle_areas};
 use crate::cpus::bring_up;
 use crate::cpus::work::{nr_online, on_all_cpus, online};
 use crate::machine::machine;
@@ -18,6 +21,10 @@ use crate::{ensure, probe};
 pub const TESTS: &[Test] = &[
     Test::new("a CPU comes late and finds its copies", late_cpu),
     Test::new("a CPU goes, loses nothing, and comes again", gone_and_back),
+    Test::new(
+        "a CPU that goes leaves nothing in its cache",
+        cache_is_left_empty,
+    ),
 ];
 
 define_per_cpu_in! {
@@ -178,5 +185,44 @@ fn gone_and_back() -> Result<(), Why> {
             "seen: {is_there}, then {is_still}"
         );
     }
+    Ok(())
+}
+
+/// What its cache holds is nobody else's to take; what it has allocated others free while it is away.
+fn cache_is_left_empty() -> Result<(), Why> {
+    type Area = PerCpuPtr<[u64; 2], Kernel>;
+    let Some(cpu) = online().last().filter(|cpu| cpu.get() > 0) else {
+        return Ok(());
+    };
+    let allocate = || {
+        let area: Result<Area, _> = alloc_percpu_in();
+        area.map_or(0, |area| area.neutral() as u64)
+    };
+    let free = |area: u64| {
+        let area = Area::from_neutral(area as usize);
+        // SAFETY: nobody else knows of it.
+        let freed = area.map(|area| unsafe { free_percpu(area) });
+        u64::from(freed == Some(Ok(())))
+    };
+    drain_all();
+    let before = idle_areas();
+    let kept = on_cpu(cpu, allocate)?;
+    let came_back = on_cpu(cpu, || free(allocate()))?;
+    ensure!(kept != 0 && came_back == 1, "no areas on CPU {cpu}");
+    let idle = idle_areas();
+    if Kernel::allocator().has_caches() {
+        ensure!(idle > before, "{idle} areas are idle, {before} were before");
+    }
+    bring_up::stop(cpu);
+    let idle = idle_areas();
+    let freed = free(kept);
+    bring_up::start(machine(), core::iter::once(cpu));
+    ensure!(
+        idle == before,
+        "{idle} areas are idle, {before} were before"
+    );
+    ensure!(freed == 1, "another CPU cannot free its area");
+    let came_back = on_cpu(cpu, || free(allocate()))?;
+    ensure!(came_back == 1, "no area after CPU {cpu} came again");
     Ok(())
 }

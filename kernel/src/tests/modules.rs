@@ -32,7 +32,15 @@ pub const TESTS: &[Test] = &[
         "a module that would need 64 bits there is refused",
         out_of_reach,
     ),
+    Test::new(
+        "a module in assembly counts like others",
+        module_in_assembly,
+    ),
     Test::new("what is missing keeps a module out", missing_symbol),
+    Test::new(
+        "a module that is too long is refused with the limit",
+        too_long,
+    ),
     Test::new(
         "areas outside of the reserved region are limited",
         areas_are_limited,
@@ -53,6 +61,10 @@ pub static COUNTER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/counter.o"
 static READER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/reader.o"));
 static FAR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/far.o"));
 static LARGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/large.o"));
+
+static BY_HAND: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/by_hand.o"));
+static LONG_DATA: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/long_data.o"));
+static LONG_VARIABLES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/long_variables.o"));
 
 /// The initial value of the variable of the module `counter`.
 pub const INITIAL: u64 = 1000;
@@ -161,6 +173,69 @@ fn far_module() -> Result<(), Why> {
             "{shared} in the kernel's, not twice {total}"
         );
     }
+    Ok(())
+}
+
+fn module_in_assembly() -> Result<(), Why> {
+    const FIRST: u64 = 3000;
+    for placement in [Placement::Reserved, Placement::Dynamic] {
+        let module = Module::load(BY_HAND, placement, &[])?;
+        let hit = function(&module, "by_hand_hit")?;
+        let before = online().map(|cpu| copy_of(&SHARED_HITS, cpu)).sum::<u64>();
+        let wrong = AtomicU64::new(0);
+        on_all_cpus(&|cpu| {
+            for call in 0..=u64::from(cpu.get()) {
+                wrong.fetch_add(u64::from(hit() != FIRST + call + 1), Ordering::Relaxed);
+            }
+        });
+        let wrong = wrong.into_inner();
+        ensure!(wrong == 0, "{wrong} calls returned something else");
+        let total: u64 = online().map(|cpu| u64::from(cpu.get()) + 1).sum();
+        let shared = online().map(|cpu| copy_of(&SHARED_HITS, cpu)).sum::<u64>() - before;
+        ensure!(
+            shared == 2 * total,
+            "{shared} in the kernel's, not twice {total}"
+        );
+    }
+    Ok(())
+}
+
+/// Modules of 72 KiB, in one section each: of data, and of per-CPU variables.
+fn too_long() -> Result<(), Why> {
+    const BYTES: usize = 72 << 10;
+    let (live, frames) = (Kernel::allocator().stats().live, frames::free_count());
+    let refused = |object, placement| match Module::load(object, placement, &[]).err() {
+        Some(LoadError::Section { error, .. }) => Ok(error),
+        other => Err(Why::new(format_args!("{other:?}"))),
+    };
+    let error = refused(LONG_DATA, Placement::Reserved)?;
+    ensure!(
+        matches!(
+            error,
+            PlaceError::TooLong {
+                bytes: BYTES,
+                limit_bytes: 0x1_0000
+            }
+        ),
+        "{error:?}"
+    );
+    // The allocator's limit is lower than that for the initial values.
+    let error = refused(LONG_VARIABLES, Placement::Dynamic)?;
+    ensure!(
+        matches!(
+            error,
+            PlaceError::PerCpu(AllocError::TooLarge {
+                bytes: BYTES,
+                limit_bytes: 0x8000
+            })
+        ),
+        "{error:?}"
+    );
+    let (live_now, frames_now) = (Kernel::allocator().stats().live, frames::free_count());
+    ensure!(
+        (live_now, frames_now) == (live, frames),
+        "{live} areas and {frames} free frames before, {live_now} and {frames_now} after"
+    );
     Ok(())
 }
 

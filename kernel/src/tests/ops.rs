@@ -4,7 +4,8 @@
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use pcpu::this_cpu::gs::Masked;
+use lock_api::Mutex;
+use pcpu::this_cpu::gs::{IrqLock, Masked};
 use pcpu::this_cpu::pinned::{Pinned, PreemptionChecked};
 use pcpu::unit::CpuId;
 use pcpu::{
@@ -25,6 +26,7 @@ pub const TESTS: &[Test] = &[
     Test::new("a stack on every CPU gives back what it got", stacks),
     Test::new("a buffer on every CPU keeps order and limit", buffers),
     Test::new("guards: interrupts masked, and staying on a CPU", guards),
+    Test::new("a lock masks interrupts, and counts on every CPU", locks),
 ];
 
 const ROUNDS: u64 = 200;
@@ -243,5 +245,34 @@ fn guards() -> Result<(), Why> {
             "CPU {cpu}: {shared}, {long}"
         );
     }
+    Ok(())
+}
+
+/// Interrupts are as before when the lock is free again, also where it was taken within another, or was not to be had.
+fn locks() -> Result<(), Why> {
+    static COUNT: Mutex<IrqLock, u64> = Mutex::new(0);
+    static OWN: Mutex<IrqLock, ()> = Mutex::new(());
+    all_right(|_| {
+        (0..ROUNDS).all(|_| {
+            let mut count = COUNT.lock();
+            *count += 1;
+            let masked = !interrupts::are_enabled() && COUNT.is_locked();
+            let own = OWN.lock();
+            let refused = OWN.try_lock().is_none();
+            drop(own);
+            let still_masked = !interrupts::are_enabled();
+            drop(count);
+            masked && refused && still_masked && interrupts::are_enabled()
+        })
+    })?;
+    let (count, expected) = (*COUNT.lock(), ROUNDS * u64::from(nr_online()));
+    ensure!(count == expected, "{count}, not {expected}");
+    let held = OWN.lock();
+    let refused = OWN.try_lock().is_none() && !interrupts::are_enabled();
+    drop(held);
+    ensure!(
+        refused && interrupts::are_enabled(),
+        "masked for good, or not at all"
+    );
     Ok(())
 }

@@ -5,9 +5,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use pcpu::unit::{CpuId, NodeId};
 use pcpu::{
-    AllocError, CpuCell, Domain, PerCpu, PerCpuPtr, alloc_percpu_in, define_per_cpu_in,
-    free_percpu, per_cpu_ptr,
+    AllocError, CpuCell, Domain, LocalCell, PerCpu, PerCpuPtr, RemoteCell, alloc_percpu_in,
+    define_per_cpu_in, free_percpu, per_cpu_ptr,
 };
+use x86_64::instructions::interrupts;
+use x86_64::registers::control::Cr3;
 use x86_64::structures::paging::PhysFrame;
 
 use super::{Test, Why, copy_of};
@@ -29,6 +31,10 @@ pub const TESTS: &[Test] = &[
         memory_is_gone,
     ),
     Test::new("all CPUs make chunks and drop them at once", churn),
+    Test::new(
+        "an address space sees chunks that came after it, and allocates",
+        other_address_space,
+    ),
     Test::new(
         "CPUs that never came show initial values, read only",
         never_came,
@@ -275,6 +281,57 @@ fn memory_is_gone() -> Result<(), Why> {
     let flushes = allocator.backing().stats().flushes - flushes;
     ensure!(flushes > 0 && flushes < 32, "{flushes} flushes");
     Ok(())
+}
+
+/// A user's address space begins with a copy of the level-4 table: the entries of all windows must be there by then. What comes and
+/// goes later does so below them.
+fn other_address_space() -> Result<(), Why> {
+    let root = frames::allocate(NodeId::new(0)).ok_or(Why::new(format_args!("no frame")))?;
+    // SAFETY: a fresh frame; the kernel's own table, in which nothing changes now.
+    unsafe { paging::table(root).write((*paging::table(paging::root())).clone()) };
+    let mut areas = Areas::NONE;
+    areas.fill_chunks(2)?;
+    let last = areas.iter().next();
+    let last = last.ok_or(Why::new(format_args!("no area")))?;
+    let cell = PerCpu::<CpuCell<u64>, Kernel>::new()?;
+    let made_there = with_root(root, || {
+        let filled = areas.iter().all(|area| {
+            // SAFETY: live copies, which nobody writes to now.
+            online().all(|cpu| unsafe { (*area_of(area, cpu))[1] == u64::MAX })
+        });
+        cell.inc();
+        filled.then(|| areas.add())
+    });
+    let (sum, read) = (cell.sum(), probe::read(area_of(last, BOOT_CPU).addr()));
+    // What was made there has been written on every CPU, and is here.
+    let filled = areas.iter().all(|area| {
+        // SAFETY: as above.
+        online().all(|cpu| unsafe { (*area_of(area, cpu))[1] == u64::MAX })
+    });
+    drop(areas);
+    let still = with_root(root, || probe::read(area_of(last, BOOT_CPU).addr()));
+    // SAFETY: no CPU uses it any more.
+    unsafe { frames::free(root) };
+    ensure!(
+        made_there == Some(Ok(())) && filled,
+        "areas are not what they were: {made_there:?}"
+    );
+    ensure!(sum == 1 && read.is_ok(), "sum {sum}, {read:?}");
+    ensure!(still.is_err(), "what has gone is still there");
+    Ok(())
+}
+
+/// Does something in another address space on this CPU, and nowhere else: no interrupt comes meanwhile.
+fn with_root<T>(root: PhysFrame, work: impl FnOnce() -> T) -> T {
+    interrupts::without_interrupts(|| {
+        let (own, flags) = Cr3::read();
+        // SAFETY: it maps what the kernel's own table does.
+        unsafe { Cr3::write(root, flags) };
+        let result = work();
+        // SAFETY: the table that was in use.
+        unsafe { Cr3::write(own, flags) };
+        result
+    })
 }
 
 /// Some CPUs at once fill more than a chunk and drop it. They flush at the same time, and so answer each other.

@@ -4,8 +4,8 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use pcpu::unit::CpuId;
 use pcpu::{
-    BatchCounter, Counter, CpuCell, Domain, Handle, LocalCell, PerCpu, PerCpuPtr, RefCount,
-    RemoteCell, Request, define_per_cpu_in, free_percpu, per_cpu_ptr,
+    AllocFlags, BatchCounter, Counter, CpuCell, Domain, Handle, LocalCell, PerCpu, PerCpuPtr,
+    RefCount, RemoteCell, Request, define_per_cpu_in, free_percpu, per_cpu_ptr,
 };
 
 use super::{Test, Why, by_turns, copy_of};
@@ -34,6 +34,10 @@ pub const TESTS: &[Test] = &[
         template_is_gone,
     ),
     Test::new("the timer counts on every CPU", timer_counts),
+    Test::new(
+        "interrupts allocate in the middle of allocations on every CPU",
+        interrupts_allocate,
+    ),
 ];
 
 const ROUNDS: u64 = 1000;
@@ -155,6 +159,48 @@ fn allocate_at_once() -> Result<(), Why> {
     ensure!(wrong == 0, "{wrong} areas were wrong");
     let after = Kernel::allocator().stats().live_bytes;
     ensure!(before == after, "{before} bytes before, {after} after");
+    Ok(())
+}
+
+/// A CPU and its interrupts take areas of the same sizes, and check what they got. Exact places: `cache_sweeps.rs`.
+fn interrupts_allocate() -> Result<(), Why> {
+    const WORDS: [usize; 3] = [1, 2, 3];
+    static WRONG: AtomicU64 = AtomicU64::new(0);
+    WRONG.store(0, Ordering::Relaxed);
+    /// Takes areas of all sizes at once, and gives them back.
+    fn exchange(flags: AllocFlags) {
+        let cpu = Kernel::current_cpu();
+        let areas = WORDS.map(|words| {
+            let request = Request::new(words * 8, 8).with_flags(flags);
+            let area = pcpu::alloc_percpu_bytes::<Kernel>(&request).ok()?.cast();
+            WRONG.fetch_add(mark(area, words, cpu), Ordering::Relaxed);
+            Some(area)
+        });
+        for (area, words) in areas.into_iter().zip(WORDS) {
+            let wrong = area.map_or(1, |area| check_and_free(area, words, cpu));
+            WRONG.fetch_add(wrong, Ordering::Relaxed);
+        }
+    }
+    let live = Kernel::allocator().stats().live;
+    interrupts::on_timer(Some(|_| {
+        TICKS.inc();
+        exchange(AllocFlags::ATOMIC);
+    }));
+    by_turns(|_| {
+        let before = TICKS.read();
+        local_apic::start_timer(TimerKind::Periodic, 100_000);
+        while TICKS.read() < before + 50 {
+            exchange(AllocFlags::empty());
+        }
+        local_apic::stop_timer();
+    });
+    interrupts::on_timer(None);
+    let (wrong, left) = (
+        WRONG.load(Ordering::Relaxed),
+        Kernel::allocator().stats().live,
+    );
+    ensure!(wrong == 0, "{wrong} areas were wrong");
+    ensure!(left == live, "{live} areas before, {left} after");
     Ok(())
 }
 

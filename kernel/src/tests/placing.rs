@@ -1,10 +1,12 @@
-//! Interrupts and NMIs at every instruction of allocating and freeing, and of a user's way into the kernel and back:
-//! nothing is lost, whatever they do there themselves. Operations on a copy: `op_sweeps.rs`.
+//! Interrupts and NMIs at every instruction of allocating and freeing past the caches, and of a user's way into the kernel and
+//! back: nothing is lost, whatever they do there themselves. Operations on a copy: `op_sweeps.rs`; caches: `cache_sweeps.rs`.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use pcpu::{AllocError, AllocFlags, CpuCell, Domain, FreeFlags, LocalCell, define_per_cpu_in};
-use pcpu::{alloc_percpu_in, alloc_percpu_with, free_percpu, free_percpu_with};
+use pcpu::{
+    AllocError, AllocFlags, CpuCell, Domain, FreeFlags, LocalCell, Request, alloc_percpu_bytes,
+    define_per_cpu_in, free_percpu, free_percpu_with,
+};
 
 use super::sweep::{at_every_instruction, interrupted};
 use super::{Test, Why, copy_of};
@@ -39,8 +41,12 @@ define_per_cpu_in! {
     static NMIS: CpuCell<u64> = CpuCell::new(0);
 }
 
+/// Lengths that are no multiple of their alignment are in no cache.
+const OWN: Request = Request::new(20, 8);
+const BY_HANDLER: Request = Request::new(36, 8);
+
 fn allocate_and_free() {
-    let variable = alloc_percpu_in::<[u64; 3], Kernel>();
+    let variable = alloc_percpu_bytes::<Kernel>(&OWN);
     // SAFETY: nobody else knows of it.
     let freed = variable.map(|variable| unsafe { free_percpu(variable) });
     assert!(matches!(freed, Ok(Ok(()))), "{freed:?}");
@@ -50,7 +56,7 @@ fn allocate_within() -> Result<(), Why> {
     let before = Kernel::allocator().stats();
     let handler = |_: &Frame| {
         interrupted();
-        let variable = alloc_percpu_with::<[u64; 5], Kernel>(AllocFlags::ATOMIC);
+        let variable = alloc_percpu_bytes::<Kernel>(&BY_HANDLER.with_flags(AllocFlags::ATOMIC));
         // SAFETY: nobody else knows of it.
         let freed = variable.map(|it| unsafe { free_percpu_with(it, FreeFlags::ATOMIC) });
         assert!(matches!(freed, Ok(Ok(()))), "{freed:?}");
@@ -75,7 +81,7 @@ fn try_within() -> Result<(), Why> {
     let before = Kernel::allocator().stats();
     let handler = |_: &Frame| {
         interrupted();
-        match alloc_percpu_with::<[u64; 5], Kernel>(AllocFlags::TRY) {
+        match alloc_percpu_bytes::<Kernel>(&BY_HANDLER.with_flags(AllocFlags::TRY)) {
             Ok(variable) => {
                 // SAFETY: nobody else knows of it.
                 let freed = unsafe { free_percpu_with(variable, FreeFlags::TRY) };

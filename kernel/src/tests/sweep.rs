@@ -31,6 +31,20 @@ pub struct Sweep {
 /// # Panics
 /// If a run but the last was not interrupted exactly once.
 pub fn at_every_instruction(kind: TimerKind, handler: Hook, mut operation: impl FnMut()) -> Sweep {
+    at_every_instruction_between(kind, handler, || {}, |()| operation(), |()| {})
+}
+
+/// [`at_every_instruction`], with something before and after each run that is not interrupted.
+///
+/// # Panics
+/// As [`at_every_instruction`].
+pub fn at_every_instruction_between<T, U>(
+    kind: TimerKind,
+    handler: Hook,
+    mut before: impl FnMut() -> T,
+    mut operation: impl FnMut(T) -> U,
+    mut after: impl FnMut(U),
+) -> Sweep {
     match kind {
         TimerKind::OnceNmi => interrupts::on_nmi(Some(handler)),
         TimerKind::Once | TimerKind::Periodic => interrupts::on_timer(Some(handler)),
@@ -40,12 +54,14 @@ pub fn at_every_instruction(kind: TimerKind, handler: Hook, mut operation: impl 
         interrupts: 0,
     };
     for count in 1.. {
+        let prepared = before();
         INTERRUPTS.store(0, Ordering::Relaxed);
         local_apic::start_timer(kind, count);
         pad();
-        operation();
+        let result = operation(prepared);
         pad();
         local_apic::stop_timer();
+        after(result);
         sweep.runs += 1;
         let came = INTERRUPTS.load(Ordering::Relaxed);
         sweep.interrupts += came;

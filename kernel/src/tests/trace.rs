@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use pcpu::unit::CpuId;
 use pcpu::{Domain, PerCpuPtr, Request, alloc_percpu_bytes, free_percpu, per_cpu_ptr};
 
-use super::{Test, Why};
+use super::{Test, Why, drain_all};
 use crate::cpus::work::{nr_online, on_all_cpus};
 use crate::machine::machine;
 use crate::memory::{PHYSICAL_MAP, areas, frames};
@@ -84,7 +84,8 @@ fn replay() -> Result<(), Why> {
 }
 
 /// The frames that the allocator holds without any page that nobody uses, and those that are free.
-fn frames_at_rest() -> (u64, usize) {
+pub fn frames_at_rest() -> (u64, usize) {
+    drain_all();
     Kernel::allocator().trim(0);
     // SAFETY: the other CPUs have played their part.
     unsafe { Kernel::allocator().trim_metadata() };

@@ -1,8 +1,10 @@
-//! Why a paging backing cannot be set up, its first chunk not be built, and initial values not be set.
+//! Why a paging backing cannot be set up, its first chunk not be built, an instance not be made of both, and initial values not
+//! be set.
 
 use core::fmt;
 
 use crate::backing::BackingError;
+use crate::request::SetupError;
 use crate::unit::BuildError;
 
 /// Why a [`Paging`](super::Paging) could not be set up. Nothing has changed.
@@ -140,6 +142,30 @@ impl fmt::Display for FirstChunkError {
 }
 
 impl core::error::Error for FirstChunkError {}
+
+/// Why there is no instance by [`Paging::set_up`](super::Paging::set_up).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InstanceError {
+    /// There are no windows. Nothing has changed.
+    Windows(PagingError),
+    /// There is no first chunk. Nothing has changed.
+    FirstChunk(FirstChunkError),
+    /// There is no allocator. What it was to stand on is lost: frames, and the level-4 entries of the windows.
+    Allocator(SetupError),
+}
+
+impl fmt::Display for InstanceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Windows(error) => error.fmt(f),
+            Self::FirstChunk(error) => error.fmt(f),
+            Self::Allocator(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for InstanceError {}
 
 /// Why initial values could not be set. Nothing has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 /// How it is used.
 const USAGE: &str = "usage: cargo xtask kernel [--cpus N] [--possible N] [--nodes N] \
-                     [--page] [--icount] [--bench] [--trace FILE]";
+                     [--page] [--no-cache] [--icount] [--bench] [--trace FILE]";
 
 /// The local APIC's ids have 8 bits, and 255 means all CPUs.
 const MAX_CPUS: u32 = 255;
@@ -22,6 +22,8 @@ pub struct Options {
     pub nodes: u32,
     /// How the units are planned.
     pub units: Units,
+    /// What is in front of the allocator.
+    pub caches: Caches,
     /// How time goes by.
     pub clock: Clock,
     /// What is run.
@@ -37,6 +39,15 @@ pub enum Units {
     Embed,
     /// As large as the pages that the first chunk needs.
     Page,
+}
+
+/// What is in front of the allocator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caches {
+    /// A cache for every CPU.
+    PerCpu,
+    /// Nothing: every request takes the lock.
+    Off,
 }
 
 /// How time goes by in the machine.
@@ -69,6 +80,7 @@ impl Options {
             possible: 0,
             nodes: 1,
             units: Units::Embed,
+            caches: Caches::PerCpu,
             clock: Clock::Real,
             job: Job::Test,
             trace: None,
@@ -81,6 +93,7 @@ impl Options {
                 "--nodes" => options.nodes = number(arg, args.next(), MAX_NODES)?,
                 "--trace" => options.trace = Some(existing(arg, args.next())?),
                 "--page" => options.units = Units::Page,
+                "--no-cache" => options.caches = Caches::Off,
                 "--icount" => options.clock = Clock::Instructions,
                 "--bench" => (options.clock, options.job) = (Clock::Instructions, Job::Bench),
                 _ => return Err(format!("'{arg}' is no option; {USAGE}")),
@@ -124,7 +137,7 @@ fn number(option: &str, value: Option<&&str>, limit: u32) -> Result<u32, String>
 
 #[cfg(test)]
 mod tests {
-    use super::{Clock, Job, Options, Units};
+    use super::{Caches, Clock, Job, Options, Units};
 
     #[test]
     fn options_are_read() {
@@ -136,11 +149,14 @@ mod tests {
                 possible: 64,
                 nodes: 4,
                 units: Units::Page,
+                caches: Caches::PerCpu,
                 clock: Clock::Real,
                 job: Job::Test,
                 trace: None,
             })
         );
+        let plain = Options::parse(&["--no-cache"]).unwrap();
+        assert_eq!(plain.caches, Caches::Off);
         let bench = Options::parse(&["--bench"]).unwrap();
         assert_eq!((bench.clock, bench.job), (Clock::Instructions, Job::Bench));
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::options::{Clock, Job, Options, Units};
+use super::options::{Caches, Clock, Job, Options, Units};
 use crate::command::{Failure, version_of};
 
 const QEMU: &str = "qemu-system-x86_64";
@@ -140,6 +140,9 @@ fn kernel_options(options: &Options, words: &str) -> String {
     let mut words: Vec<&str> = words.split_whitespace().collect();
     if options.units == Units::Page {
         words.push("percpu_alloc=page");
+    }
+    if options.caches == Caches::Off {
+        words.push("percpu_cache=off");
     }
     if options.clock == Clock::Instructions {
         words.push("icount");
