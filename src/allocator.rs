@@ -15,7 +15,6 @@ use core::alloc::Layout;
 use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, Ordering};
 
 use lock_api::{Mutex, MutexGuard, RawMutex};
 
@@ -27,6 +26,7 @@ use crate::metadata::BlockLayout;
 use crate::places::{Places, PlacesLayout};
 use crate::request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
 use crate::stats::EventHook;
+use crate::sync::{AtomicU8, Ordering};
 use crate::unit::{CpuId, FirstChunk, GRANULE_BYTES, Regions, UnitSizes};
 use runs::Caches;
 use state::{Batch, State};
@@ -38,6 +38,7 @@ mod query;
 mod rest;
 mod runs;
 mod serve;
+mod share;
 mod state;
 mod take_back;
 mod upkeep;
@@ -527,5 +528,7 @@ impl<B: Backing, R: RawMutex> Drop for PerCpuAllocator<B, R> {
     }
 }
 
-#[cfg(all(test, feature = "std", target_os = "linux"))]
+#[cfg(all(loom, test))]
+mod models;
+#[cfg(all(test, not(loom), feature = "std", target_os = "linux"))]
 mod tests;

@@ -10,11 +10,11 @@
 //! chunk, when the run is used up.
 
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::alloc_api::Domain;
 use crate::cpus::Units;
 use crate::request::Request;
+use crate::sync::{self, AtomicU32, AtomicU64, Ordering};
 use crate::this_cpu::{FenceError, LocalOps, Pair, Put, RemotePairs};
 use crate::this_cpu::{locked, slots};
 use crate::unit::{CpuId, GRANULE_BYTES};
@@ -27,7 +27,7 @@ mod cells;
 pub(crate) const MAX_SLOTS: u32 = 32;
 
 /// Runs that a CPU has at a time.
-pub(crate) const RUNS: usize = 32;
+pub(crate) const RUNS: usize = if cfg!(all(loom, test)) { 2 } else { 32 };
 
 /// Bytes of a unit's table of runs.
 pub(crate) const TABLE_BYTES: usize = RUNS * size_of::<Pair>();
@@ -38,7 +38,9 @@ const LEN: (u32, u32) = (28, 10);
 const ALIGN: (u32, u32) = (38, 4);
 const LAST: (u32, u32) = (42, 5);
 const CPU: (u32, u32) = (47, 13);
-/// In a [`Cells`] entry: other CPUs have freed areas of the run.
+/// In a [`Cells`] entry: another CPU has freed an area of the run since it was collected last.
+const IS_FOREIGN: u64 = 1 << 60;
+/// Other CPUs free areas of the run: nobody puts any back, all are marked.
 const IS_SHARED: u64 = 1 << 61;
 /// There is no run: only the CPU is told.
 const IS_CLOSED: u64 = 1 << 62;
@@ -198,20 +200,32 @@ impl Run {
         CpuId::new(field(self.0, CPU))
     }
 
-    /// Whether other CPUs have freed areas of it.
+    /// Whether its areas are freed by marks only, for other CPUs free them too.
     #[inline]
     pub(crate) fn is_shared(self) -> bool {
         self.0 & IS_SHARED != 0
     }
 
-    pub(crate) fn shared(self) -> Self {
-        Self(self.0 | IS_SHARED)
+    /// Whether another CPU has freed an area of it since it was collected last.
+    #[inline]
+    pub(crate) fn is_foreign(self) -> bool {
+        self.0 & IS_FOREIGN != 0
     }
 
-    /// The same run as it stands in a pair.
+    /// The same run, shared.
+    pub(crate) fn shared(self) -> Self {
+        Self(self.unshared().0 | IS_SHARED)
+    }
+
+    /// The same run, shared, and another CPU has just freed an area of it.
+    pub(crate) fn foreign(self) -> Self {
+        Self(self.0 | IS_SHARED | IS_FOREIGN)
+    }
+
+    /// The same run as it was opened.
     #[inline]
     pub(crate) fn unshared(self) -> Self {
-        Self(self.0 & !IS_SHARED)
+        Self(self.0 & !(IS_SHARED | IS_FOREIGN))
     }
 
     /// Where area `slot` starts.
@@ -419,7 +433,7 @@ impl LockedSeat {
 #[inline(always)]
 unsafe fn look(copy: *mut Pair) -> Pair {
     // SAFETY: live (promise of the caller), and aligned as words are.
-    let words: &[AtomicU64; 2] = unsafe { &*copy.cast() };
+    let words: &[AtomicU64; 2] = unsafe { sync::words_at(copy.addr()) };
     words.each_ref().map(|word| word.load(Ordering::Acquire))
 }
 

@@ -69,7 +69,7 @@ impl PageMask {
     }
 
     /// The pages from 0 on whose bits are set.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) const fn of_bits(bits: u64) -> Self {
         Self { first: 0, bits }
     }
@@ -227,13 +227,6 @@ impl Chunk {
     pub(crate) fn mark(&self, granule: u32) -> bool {
         let granule = granule.checked_sub(self.first_granule);
         granule.is_some_and(|granule| self.marks.end(granule))
-    }
-
-    /// Whether a live area starts at `granule` of the unit.
-    #[inline]
-    pub(crate) fn is_live(&self, granule: u32) -> bool {
-        let granule = granule.checked_sub(self.first_granule);
-        granule.is_some_and(|granule| self.marks.is_live(granule))
     }
 
     /// Has the page of `granule` of the unit looked at by the next sweep.
@@ -619,7 +612,7 @@ impl Body {
     }
 
     /// Panics unless the counters equal a recount.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "std"))]
     pub(crate) fn check(&self) {
         self.map.check();
         let pages = || 0..self.map.pages();

@@ -97,6 +97,8 @@ mod field;
 pub mod global;
 mod max_tree;
 mod metadata;
+#[cfg(all(loom, test))]
+mod models;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub mod module;
 mod owner;
@@ -107,6 +109,7 @@ mod request;
 #[cfg(all(feature = "std", target_os = "linux"))]
 mod static_var;
 pub mod stats;
+mod sync;
 pub mod this_cpu;
 pub mod unit;
 

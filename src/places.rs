@@ -5,10 +5,10 @@
 //! frees an address that is wrong by now looks at marks that say so. Only the holder of the lock changes the table.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use crate::chunk::{Chunk, Freed, note};
 use crate::metadata::{BlockLayout, MetaSlice};
+use crate::sync::{AtomicPtr, AtomicU64, Ordering, full_fence};
 
 /// What a place of the window holds.
 #[derive(Debug, Clone, Copy)]
@@ -159,16 +159,6 @@ impl Places {
         unsafe { chunk.as_ref() }.mark(granule)
     }
 
-    /// Whether a live area starts at `granule` of the unit in the chunk at `at`.
-    #[inline]
-    pub(crate) fn is_live(&self, at: u32, granule: u32) -> bool {
-        let Place::Chunk(chunk) = self.get(at) else {
-            return false;
-        };
-        // SAFETY: as in `free`.
-        unsafe { chunk.as_ref() }.is_live(granule)
-    }
-
     /// Has the page of `granule` of the unit in the chunk at `at` looked at by the next sweep.
     pub(crate) fn note(&self, at: u32, granule: u32) {
         if let Place::Chunk(chunk) = self.get(at) {
@@ -208,11 +198,14 @@ impl Places {
                 if places != 0 {
                     let bit = places & places.wrapping_neg();
                     self.freed[word].fetch_and(!bit, Ordering::AcqRel);
+                    // Who finds the place noted still has noted the page before.
+                    full_fence();
                     return Some(word as u32 * u64::BITS + bit.trailing_zeros());
                 }
             }
             // Who notes a place from now on finds this bit clear; who did it before is found now.
             self.freed_words[0].fetch_and(!(1 << first), Ordering::AcqRel);
+            full_fence();
             let mut again = (first as usize..self.freed.len()).step_by(u64::BITS as usize);
             if again.any(|word| self.freed[word].load(Ordering::Relaxed) != 0) {
                 self.freed_words[0].fetch_or(1 << first, Ordering::AcqRel);

@@ -48,16 +48,16 @@
 //! cache line.
 
 use core::fmt;
-use core::sync::atomic::{
-    AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed},
-};
 
 #[cfg(all(feature = "std", target_os = "linux"))]
 use crate::alloc_api::Global;
 use crate::alloc_api::{Domain, PerCpuPtr};
 use crate::counter::deltas::Deltas;
 use crate::request::AllocError;
+use crate::sync::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed},
+};
 use crate::this_cpu::{CpuCell, FenceError, LocalOps};
 
 /// Bit of the shared count: new references are refused.
@@ -474,3 +474,6 @@ impl<D: Domain> fmt::Debug for RawRefCount<D> {
         self.fmt_as("RawRefCount", f)
     }
 }
+
+#[cfg(all(loom, test))]
+mod models;

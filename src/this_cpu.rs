@@ -16,9 +16,10 @@
 
 use core::fmt;
 use core::ptr;
-use core::sync::atomic::{AtomicU32, Ordering, fence};
+use core::sync::atomic::{Ordering, fence};
 
 use crate::alloc_api::{Domain, Handle};
+use crate::sync::AtomicU32;
 
 mod buffer;
 mod cell;

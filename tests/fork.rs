@@ -8,8 +8,9 @@
 
 #[path = "common/child.rs"]
 mod child;
+#[path = "common/forked.rs"]
+mod forked;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
@@ -24,36 +25,13 @@ use pcpu::{
 };
 
 use child::run_in_child;
+use forked::in_forked_child;
 
 /// How many children a test makes.
 const CHILDREN: u32 = 400;
 
-/// What a child has time for.
-const ALARM_SECONDS: libc::c_uint = 30;
-
 define_per_cpu! {
     static COUNTED: CpuCell<u64> = CpuCell::new(0);
-}
-
-/// Runs `body` in a forked child. The child ends by itself, well or not: that it does is asserted.
-fn in_forked_child(body: impl FnOnce()) {
-    // SAFETY: the child runs `body` only, and no destructor of its parent's.
-    let child = unsafe { libc::fork() };
-    assert!(child >= 0, "{}", std::io::Error::last_os_error());
-    if child == 0 {
-        // SAFETY: an alarm without a handler ends the process.
-        unsafe { libc::alarm(ALARM_SECONDS) };
-        let passed = catch_unwind(AssertUnwindSafe(body)).is_ok();
-        // SAFETY: ends the child at once.
-        unsafe { libc::_exit(i32::from(!passed)) };
-    }
-    let mut status = 0;
-    // SAFETY: the child was not waited for before.
-    let waited = unsafe { libc::waitpid(child, &mut status, 0) };
-    assert_eq!(waited, child);
-    let hangs = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGALRM;
-    assert!(!hangs, "a child hangs");
-    assert_eq!(status, 0, "the child has passed");
 }
 
 /// Tells the other threads that the test is over, also if it has failed.

@@ -51,11 +51,18 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             // SAFETY: the promise of the caller.
             return unsafe { self.free_past_cache(address, flags) };
         };
-        match self.put_cached(seat, address, (run, slot)) {
+        let put = match self.put_cached(seat, (run, slot)) {
+            Put::Elsewhere if !run.is_shared() => self.put_or_share(seat, flags, (run, slot))?,
+            put => put,
+        };
+        match put {
             Put::Done => {}
             Put::WasFree => return Err(FreeError::NotAllocated { address }),
-            // The run may be no more.
-            Put::Elsewhere => self.take_back(address, flags)?,
+            // The run is shared, or no more.
+            Put::Elsewhere => {
+                self.take_back(address, flags)?;
+                self.note_foreign(seat, (run, slot));
+            }
         }
         if self.has_sign(UPKEEP_DUE | SWEEP_DUE) {
             self.upkeep_by_caller(flags.intersects(FreeFlags::ATOMIC | FreeFlags::TRY));
@@ -93,28 +100,19 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         caches.cells.find(granule as u32)
     }
 
-    /// Puts an area back into the current CPU's run, if it is that CPU's, and no other CPU has freed the area.
+    /// Puts an area back into the current CPU's run, if it is that CPU's alone.
     #[inline]
-    fn put_cached(&self, seat: &impl Seat, address: usize, (run, slot): (Run, u32)) -> Put {
+    fn put_cached(&self, seat: &impl Seat, (run, slot): (Run, u32)) -> Put {
         let Some(Caches { table, gate, .. }) = &self.caches else {
             return Put::Elsewhere;
         };
-        // Other CPUs free areas of the run by their marks only. A hook is told with the lock held.
-        if (run.is_shared() && !self.is_live(address)) || self.has_sign(WATCHED) {
+        // Areas of shared runs are freed by their marks only. A hook is told with the lock held.
+        if run.is_shared() || self.has_sign(WATCHED) {
             return Put::Elsewhere;
         }
         let at = table + run.class().table_offset();
         // SAFETY: as in `take_cached`.
-        unsafe { seat.put_slot(at, run.unshared().bits(), 1 << slot, gate) }
-    }
-
-    /// Whether a live area starts at `address`, by its marks.
-    #[inline]
-    fn is_live(&self, address: usize) -> bool {
-        let at = self.locate(address);
-        at.is_some_and(|(place, offset)| {
-            self.places.is_live(place, (offset / GRANULE_BYTES) as u32)
-        })
+        unsafe { seat.put_slot(at, run.bits(), 1 << slot, gate) }
     }
 
     /// The class that a request is cached in.

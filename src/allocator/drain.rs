@@ -4,8 +4,6 @@
 //! A run of another CPU is closed when its CPU cannot be at it: by LOCKed steps where all of them are, or behind a gate and a
 //! fence.
 
-use core::sync::atomic::Ordering;
-
 use lock_api::{MutexGuard, RawMutex};
 
 use super::PerCpuAllocator;
@@ -14,6 +12,7 @@ use super::state::State;
 use crate::backing::Backing;
 use crate::cache::{RUNS, Run, Seat};
 use crate::request::{AllocFlags, Request};
+use crate::sync::Ordering;
 use crate::this_cpu::{Pair, RemotePairs};
 use crate::unit::GRANULE_BYTES;
 

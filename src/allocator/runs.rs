@@ -9,11 +9,11 @@
 
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use lock_api::{MutexGuard, RawMutex};
 
 use super::drain::may_drain;
+use super::share::Sharing;
 use super::state::{State, Taken};
 use super::{PerCpuAllocator, WATCHED};
 use crate::backing::{Backing, BackingError, Context};
@@ -25,6 +25,7 @@ use crate::metadata::BlockLayout;
 use crate::places::Place;
 use crate::request::{AllocError, AllocFlags, FreeError, FreeFlags, Request, SetupError};
 use crate::stats::Event;
+use crate::sync::{self, AtomicU32, AtomicU64, Ordering};
 use crate::this_cpu::Pair;
 use crate::this_cpu::slots::{FRESH, FULL, MAP, ONE_TAKEN};
 use crate::unit::{CpuId, GRANULE_BYTES};
@@ -35,7 +36,7 @@ const RUN_BYTES: Range<u64> = 512..2048;
 const RUN_SHARE: u32 = 11;
 
 /// Areas that a run must have got back from other CPUs to go on rather than make way for another.
-const WORTH_COLLECTING: u32 = 4;
+const WORTH_COLLECTING: u32 = if cfg!(all(loom, test)) { 2 } else { 4 };
 
 /// The per-CPU caches of an instance.
 #[derive(Debug)]
@@ -117,7 +118,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     pub(super) fn pair_of(&self, at: usize, cpu: CpuId) -> Option<&[AtomicU64; 2]> {
         let copy = self.units.copy_of(at, cpu).ok()?;
         // SAFETY: the tables live as long as the instance, on every CPU that has memory.
-        Some(unsafe { &*core::ptr::with_exposed_provenance(copy) })
+        Some(unsafe { sync::words_at(copy) })
     }
 
     /// What a CPU's pair is; of two moments if it changes meanwhile.
@@ -161,8 +162,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         {
             return Err(not_allocated);
         }
-        // From here on the run's own CPU looks at the marks. If there is no such run any more, sweeps should.
-        if !caches.cells.share(run.start(slot), run) {
+        // The run finds the mark. If there is no such run any more, sweeps should.
+        if !caches.cells.note_marked(run.start(slot), run) {
             self.places.note(place, granule);
         }
         Ok(())
@@ -272,7 +273,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         class: Class,
     ) -> Result<usize, MutexGuard<'a, R, State>> {
         let at = caches.table + class.table_offset();
-        let closed = loop {
+        let (closed, sharing) = loop {
             // SAFETY: the tables live on every CPU, and are changed by a seat's operations with this gate only.
             let Some(pair) = (unsafe { seat.peek_pair(at) }) else {
                 return Err(state);
@@ -288,8 +289,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                 return Err(state);
             };
             if !run.is_open() {
-                break closed;
+                break (closed, Sharing::Own);
             }
+            let mut sharing = Sharing::Own;
             if run.class() == class && pair[0] & FULL == 0 {
                 if pair[0] & MAP != 0 {
                     // Somebody else has opened it meanwhile, or the caller has come to another CPU.
@@ -298,7 +300,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                     }
                     continue;
                 }
-                if let Some(slot) = self.collect(caches, seat, &state, (at, pair)) {
+                sharing = self.sharing_after(caches, &state, run);
+                // A run that is its own CPU's again makes way for one that is not shared.
+                if sharing == Sharing::Shared
+                    && let Some(slot) = self.collect(caches, seat, &state, (at, pair))
+                {
                     let address =
                         self.geometry.window.base + run.start(slot) as usize * GRANULE_BYTES;
                     drop(state);
@@ -308,13 +314,14 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             // SAFETY: as above.
             if unsafe { seat.replace_pair_gated(at, pair, [0, closed.bits()], &caches.gate) } {
                 self.retire_run(caches, &mut state, pair);
-                break closed;
+                break (closed, sharing);
             }
         };
-        self.open_run(caches, seat, state, request, (at, closed, class))
+        self.open_run(caches, seat, state, request, (at, closed, class), sharing)
     }
 
-    /// Opens a run on the CPU of `closed`, and serves a request from it.
+    /// Opens a run on the CPU of `closed`, and serves a request from it. One in place of a run that other CPUs freed areas of
+    /// until the end is shared from the start, which costs no fence.
     fn open_run<'a>(
         &'a self,
         caches: &Caches,
@@ -322,6 +329,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         mut state: MutexGuard<'a, R, State>,
         request: &Request,
         (at, closed, class): (usize, Run, Class),
+        sharing: Sharing,
     ) -> Result<usize, MutexGuard<'a, R, State>> {
         let len_bytes = u64::from(class.len()) * GRANULE_BYTES as u64;
         let memory_bytes = state.stats.populated_pages * self.geometry.sizes.page_bytes() as u64;
@@ -350,7 +358,10 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let address = self.neutral(place) + offset;
         let is_fresh = dirty.is_empty();
         let room = kept.end - kept.start;
-        let run = Run::open(closed, class, base + kept.start * len, room);
+        let run = match sharing {
+            Sharing::Own => Run::open(closed, class, base + kept.start * len, room),
+            Sharing::Shared => Run::open(closed, class, base + kept.start * len, room).shared(),
+        };
         if room > 1 {
             let free = (1 << room) - 2;
             let fresh = if is_fresh { FRESH } else { 0 };
@@ -421,8 +432,6 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if (0..run.slots()).filter(freed).count() < WORTH_COLLECTING as usize {
             return None;
         }
-        // Who frees from now on says so anew.
-        caches.cells.unshare(run);
         let mut free = 0_u64;
         for slot in (0..run.slots()).filter(freed) {
             map.revive(base + slot * len);
@@ -437,7 +446,6 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         // The caller is on another CPU by now: as it was.
         for slot in (0..run.slots()).filter(|slot| free >> slot & 1 != 0) {
             map.end_area(base + slot * len);
-            caches.cells.share(run.start(slot), run);
         }
         None
     }
@@ -521,11 +529,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let Some([slots, found]) = self.pair_of(at, run.cpu()) else {
             return false;
         };
-        let name = run.unshared().bits();
+        let is_it = || Run::from_bits(found.load(Ordering::Acquire)).unshared() == run.unshared();
         // Of one moment: a run that was closed is not opened again under its name while somebody has an area of it.
-        found.load(Ordering::Acquire) == name && {
+        is_it() && {
             let slots = slots.load(Ordering::Acquire);
-            found.load(Ordering::Acquire) == name && slots >> slot & 1 != 0
+            is_it() && slots >> slot & 1 != 0
         }
     }
 

@@ -4,15 +4,15 @@
 //! are far fewer cells than windows, a cell serves many; but never two at a time: where the cell of a window is taken by
 //! another run, the window's areas go without. So a look-up is one load: either the cell's run has the area, or no run has.
 //!
-//! Only the holder of the allocator's lock enters runs and takes them out. That other CPUs have freed areas of a run is noted
-//! in its cells by whoever does.
+//! Only the holder of the allocator's lock enters runs, makes them shared, and takes them out. That another CPU has freed an
+//! area of a shared run is noted in its cell by that CPU: a hint.
 
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{REACH_GRANULES, Run};
 use crate::metadata::{BlockLayout, MetaSlice};
+use crate::sync::{AtomicU64, Ordering, full_fence};
 
 /// Granules of a window, as a shift.
 const WINDOW_SHIFT: u32 = 7;
@@ -124,22 +124,62 @@ impl Cells {
         is_shared
     }
 
-    /// Notes that another CPU has marked the area at `granule` as freed; false if it does not belong to the run any more.
-    #[inline]
-    pub(crate) fn share(&self, granule: u32, run: Run) -> bool {
-        let (bits, shared) = (run.unshared().bits(), run.shared().bits());
-        let found =
-            self.cell(granule)
-                .compare_exchange(bits, shared, Ordering::AcqRel, Ordering::Relaxed);
-        found.is_ok() || found == Err(shared)
+    /// Makes a run a shared one: from now on its areas are freed by marks only.
+    pub(crate) fn share(&self, run: Run) {
+        for slot in 0..run.slots() {
+            // The cell of several areas is shared from the first on: what others note there since stays.
+            self.cell(run.start(slot))
+                .fetch_or(run.shared().bits(), Ordering::Release);
+        }
     }
 
-    /// Takes the note back in all cells of the run, by LOCKed steps: marks are looked at afterwards.
-    pub(crate) fn unshare(&self, run: Run) {
-        for slot in 0..run.slots() {
-            self.cell(run.start(slot))
-                .swap(run.unshared().bits(), Ordering::SeqCst);
+    /// Notes that the area at `granule` has been marked as freed, by a LOCKed step; false if it does not belong to the run any
+    /// more. If it still does, whoever takes the run out finds it shared, and finds the mark.
+    #[inline]
+    pub(crate) fn note_marked(&self, granule: u32, run: Run) -> bool {
+        full_fence();
+        let (cell, name) = (self.cell(granule), run.unshared());
+        let mut bits = cell.load(Ordering::Relaxed);
+        while Run::from_bits(bits).unshared() == name {
+            if Run::from_bits(bits).is_shared() {
+                return true;
+            }
+            match cell.compare_exchange(
+                bits,
+                name.foreign().bits(),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(found) => bits = found,
+            }
         }
+        false
+    }
+
+    /// Notes that another CPU has freed the area at `granule`, of a shared run. If the run is no more, nothing happens.
+    pub(crate) fn note_foreign(&self, granule: u32, run: Run) {
+        let (bits, foreign) = (run.shared().bits(), run.foreign().bits());
+        // A hint for the next collection.
+        _ = self.cell(granule).compare_exchange(
+            bits,
+            foreign,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Whether another CPU has freed areas of a shared run since it was asked last.
+    pub(crate) fn take_foreign(&self, run: Run) -> bool {
+        let (bits, foreign) = (run.shared().bits(), run.foreign().bits());
+        let mut is_foreign = false;
+        for slot in 0..run.slots() {
+            let cell = self.cell(run.start(slot));
+            is_foreign |= cell
+                .compare_exchange(foreign, bits, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        }
+        is_foreign
     }
 
     /// Notes of all runs that other CPUs may have freed areas of them.

@@ -19,11 +19,11 @@
 
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::bitmap::{self, Words};
 use super::page_len::PageLen;
 use crate::metadata::{BlockLayout, MetaSlice};
+use crate::sync::{AtomicU8, AtomicU64, Ordering, full_fence};
 
 /// What must be laid out in metadata memory for the marks of a region; see [`Marks::new`].
 #[derive(Debug, Clone, Copy)]
@@ -80,9 +80,7 @@ pub(crate) enum Freed {
 #[inline]
 pub(crate) fn note(bits: &[AtomicU64], at: u32) {
     let (word, bit) = place(at);
-    // On x86 a LOCKed step orders all that is before it and behind it.
-    #[cfg(not(target_arch = "x86_64"))]
-    core::sync::atomic::fence(Ordering::SeqCst);
+    full_fence();
     if bits[word].load(Ordering::Relaxed) & bit == 0 {
         bits[word].fetch_or(bit, Ordering::Release);
     }
@@ -236,13 +234,6 @@ impl Marks {
         note(&self.freed_pages, self.page_len.page(granule));
     }
 
-    /// Whether a live area starts at `granule`.
-    #[inline]
-    pub(super) fn is_live(&self, granule: u32) -> bool {
-        let (word, bit) = place(granule);
-        word < self.body.len() && self.live_starts(word) & bit != 0
-    }
-
     /// Makes a freed area live again.
     pub(super) fn revive(&self, start: u32) {
         let (word, bit) = place(start);
@@ -261,8 +252,7 @@ impl Marks {
         self.freed_pages[word].fetch_and(!bit, Ordering::SeqCst);
         // An exchange: the bits of the areas are read after it.
         self.freed[page as usize].swap(0, Ordering::SeqCst);
-        #[cfg(not(target_arch = "x86_64"))]
-        core::sync::atomic::fence(Ordering::SeqCst);
+        full_fence();
     }
 
     /// Which granules are occupied.

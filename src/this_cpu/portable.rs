@@ -1,8 +1,8 @@
 //! Operations by LOCKed (indivisible) steps on the copy of the CPU that the caller was on a moment ago: right wherever
 //! the caller is by then, and slower. For homes without restartable sequences, and for the simulated machine.
 
+use crate::sync::AtomicU32;
 use core::marker::PhantomData;
-use core::sync::atomic::AtomicU32;
 
 use super::{Change, LocalOps, Pair, Put, RemotePairs, Word, locked, slots};
 use crate::alloc_api::Domain;

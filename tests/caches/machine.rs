@@ -74,10 +74,12 @@ fn items(
     found
 }
 
-/// A seat that counts how many areas were taken out of runs, and acts before it puts one back.
+/// A seat that counts how many areas were taken out of runs and how often it changed another CPU's run, and acts before it
+/// puts an area back.
 pub struct Watched<F> {
     seat: LockedSeat,
     taken: Cell<u64>,
+    changed: Cell<u64>,
     before_put: F,
 }
 
@@ -86,6 +88,7 @@ impl<F: Fn()> Watched<F> {
         Self {
             seat,
             taken: Cell::new(0),
+            changed: Cell::new(0),
             before_put,
         }
     }
@@ -93,6 +96,11 @@ impl<F: Fn()> Watched<F> {
     /// How many areas came out of runs.
     pub fn taken(&self) -> u64 {
         self.taken.get()
+    }
+
+    /// How often it changed another CPU's run.
+    pub fn changed(&self) -> u64 {
+        self.changed.get()
     }
 }
 
@@ -137,6 +145,7 @@ unsafe impl<F: Fn()> Seat for Watched<F> {
     }
 
     unsafe fn replace_remote_pair(&self, copy: *mut Pair, old: Pair, new: Pair) -> bool {
+        self.changed.set(self.changed.get() + 1);
         // SAFETY: the promise of the caller.
         unsafe { self.seat.replace_remote_pair(copy, old, new) }
     }

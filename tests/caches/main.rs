@@ -4,6 +4,9 @@
 mod child;
 #[path = "../common/copies.rs"]
 mod copies;
+#[cfg(target_os = "linux")]
+#[path = "../common/crew.rs"]
+mod crew;
 #[path = "../common/small.rs"]
 mod small;
 
@@ -12,6 +15,8 @@ mod events;
 mod late_cpus;
 mod machine;
 mod races;
+mod sharing;
+mod storm;
 #[cfg(target_os = "linux")]
 mod threads;
 mod wrong_frees;

@@ -4,11 +4,8 @@
 //! output is not stable, so that the version of the crate that reads it goes with that of the compiler.
 
 use std::fs;
-use std::path::PathBuf;
 
-use serde_json::Value;
-
-use crate::command::{Failure, cargo, root};
+use crate::command::{Failure, cargo, root, target_directory};
 use crate::tally::Tally;
 
 const LISTING: &str = "docs/public-api.txt";
@@ -57,13 +54,4 @@ fn public_api() -> Result<String, Failure> {
         .omit_auto_derived_impls(true)
         .build()?;
     Ok(api.to_string())
-}
-
-fn target_directory() -> Result<PathBuf, Failure> {
-    let output = cargo("metadata --format-version 1 --no-deps --offline").output()?;
-    let metadata: Value = serde_json::from_slice(&output.stdout)?;
-    let target = metadata["target_directory"].as_str();
-    Ok(target
-        .ok_or("cargo metadata names no target directory")?
-        .into())
 }

@@ -41,6 +41,16 @@ pub fn rustc() -> OsString {
     std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())
 }
 
+/// Where cargo puts what it builds.
+pub fn target_directory() -> Result<PathBuf, Failure> {
+    let output = cargo("metadata --format-version 1 --no-deps --offline").output()?;
+    let metadata: Value = serde_json::from_slice(&output.stdout)?;
+    let target = metadata["target_directory"].as_str();
+    Ok(target
+        .ok_or("cargo metadata names no target directory")?
+        .into())
+}
+
 /// One check: `command` exits with 0. Its output goes to the terminal.
 pub fn check(command: &mut Command) -> Result<Tally, Failure> {
     let status = command.status()?;

@@ -8,6 +8,8 @@
 //! | `kernel [OPTIONS]` | boots the kernel in QEMU and runs its tests; the options: `src/kernel/options.rs` |
 //! | `kernel-results` | counts the instructions of the kernel's operations and writes `benches/results/kernel.csv` |
 //! | `measure [--quick]` | all figures of this machine, into `benches/results/`, and their plot |
+//! | `sanitize` | the library's tests under the address sanitizer; `src/sanitize.rs` says which not, and why no other |
+//! | `soak [--operations N] [--minutes N] [--memory MIB]` | allocates and frees on all CPUs, 10^9 times, within bounds |
 //! | `plot` | draws `docs/figures.svg` from `benches/results/` |
 //!
 //! A run of tests ends with the line `N passed, N failed`, which counts tests and other checks alike. Exit 0: all passed;
@@ -23,10 +25,13 @@ mod layout;
 mod measure;
 mod plot;
 mod replay;
+mod sanitize;
+mod soak;
 mod steps;
 mod tally;
 
 const USAGE: &str = "usage: cargo xtask test [FILTER] | cargo xtask api | cargo xtask kernel [OPTIONS] | \
+                     cargo xtask sanitize | cargo xtask soak [OPTIONS] | \
                      cargo xtask kernel-results | cargo xtask measure [--quick] | cargo xtask plot";
 
 fn main() -> ExitCode {
@@ -55,6 +60,11 @@ fn main() -> ExitCode {
             Ok(effort) => measure::run(effort),
             Err(line) => wrong_use(&line),
         },
+        ["sanitize", ref options @ ..] => match sanitize::run(options) {
+            Ok(code) => code,
+            Err(line) => wrong_use(&line),
+        },
+        ["soak", ref options @ ..] => soak::run(options),
         ["plot"] => plot::run(),
         _ => wrong_use(USAGE),
     }

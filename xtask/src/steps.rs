@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::command::{Failure, Program, cargo, check, check_tests};
 use crate::tally::Tally;
-use crate::{api, freestanding, kernel, layout, replay};
+use crate::{api, freestanding, kernel, layout, replay, soak};
 
 /// One step: a name to pick it by, what it shows, and how.
 struct Step {
@@ -89,7 +89,7 @@ const STEPS: &[Step] = &[
         shows: "unit, integration, property and doc tests",
         run: || {
             check_tests(&mut cargo(
-                "test --workspace --features pcpu/paging --no-fail-fast",
+                "test --workspace --exclude pcpu-models --features pcpu/paging --no-fail-fast",
             ))
         },
     },
@@ -101,6 +101,16 @@ const STEPS: &[Step] = &[
                 "test --release --package pcpu --features paging --tests --no-fail-fast",
             ))
         },
+    },
+    Step {
+        name: "models",
+        shows: "what is done without the lock holds in every order of steps",
+        run: || check_tests(&mut cargo("test --package pcpu-models models::")),
+    },
+    Step {
+        name: "soak",
+        shows: "a million operations on all CPUs, with signals and children",
+        run: soak::check_short,
     },
     Step {
         name: "demo",
@@ -216,6 +226,11 @@ fn close(summary: &[(&str, Tally, Duration)], sum: Tally) -> ExitCode {
         );
     }
     println!("\n{sum}");
+    exit_code(sum)
+}
+
+/// What a run that came to this sum exits with.
+pub fn exit_code(sum: Tally) -> ExitCode {
     if sum.failed == 0 {
         ExitCode::SUCCESS
     } else {
