@@ -210,6 +210,7 @@ impl<B: Backing, R: RawMutex> fmt::Debug for Instance<B, R> {
 ///
 /// It is no pointer, and following it is a fault. [`per_cpu_ptr`] makes one CPU's pointer of it. Like a raw pointer it
 /// is `Copy`, may dangle, and carries no promise about `T`; unlike one it may be sent anywhere, for it gives no access.
+#[must_use = "a dynamic variable that nobody has a handle to is never freed"]
 pub struct PerCpuPtr<T, D = Global> {
     address: NonZeroUsize,
     /// Neither owns a `T` nor depends on marker traits; belongs to `D`.

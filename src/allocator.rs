@@ -28,12 +28,14 @@ use crate::request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Req
 use crate::stats::EventHook;
 use crate::sync::{AtomicU8, Ordering};
 use crate::unit::{CpuId, FirstChunk, GRANULE_BYTES, Regions, UnitSizes};
+use hardened::Hardened;
 use runs::Caches;
 use state::{Batch, State};
 
 mod bring_up;
 mod cached;
 mod drain;
+mod hardened;
 mod query;
 mod rest;
 mod runs;
@@ -55,7 +57,7 @@ const UPKEEP_DUE: u8 = 1;
 /// In the signs of an instance: there are freed areas that nobody may come to sweep.
 const SWEEP_DUE: u8 = 4;
 
-/// In the signs of an instance: there is a hook.
+/// In the signs of an instance: there is a hook, or it is hardened. Caches are passed by.
 const WATCHED: u8 = 2;
 
 /// What an instance decides by itself, in numbers.
@@ -157,6 +159,7 @@ pub struct PerCpuAllocator<B: Backing, R: RawMutex> {
     policy: Policy,
     state: Mutex<R, State>,
     caches: Option<Caches>,
+    hardened: Option<Hardened<R>>,
     /// Read without the lock: what is out of the ordinary.
     signs: AtomicU8,
 }
@@ -294,6 +297,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             policy,
             state: Mutex::new(state),
             caches: None,
+            hardened: None,
             signs: AtomicU8::new(UPKEEP_DUE),
         };
         // From here on a failure drops `new`, which gives all metadata back.
@@ -372,9 +376,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// Sets the hook that is told of every event, or none.
     pub fn set_event_hook(&self, hook: Option<&'static dyn EventHook>) {
+        if let Some(hardened) = &self.hardened {
+            hardened.set_event_hook(hook);
+        }
         let mut state = self.state.lock();
         state.hook = hook;
-        self.set_sign(WATCHED, hook.is_some());
+        self.set_sign(WATCHED, hook.is_some() || self.is_hardened());
     }
 
     /// Serves a request: returns the neutral address of an area, which is zero on every materialised CPU unless
@@ -383,9 +390,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// # Errors
     /// [`AllocError`]; nothing has changed then.
     pub fn allocate(&self, request: &Request) -> Result<usize, AllocError> {
-        let result = self
-            .check_request(request)
-            .and_then(|(granules, align)| self.serve(request, granules, align));
+        let result = match &self.hardened {
+            None => self
+                .check_request(request)
+                .and_then(|(granules, align)| self.serve(request, granules, align)),
+            Some(hardened) => self.serve_hardened(hardened, request),
+        };
         if let Err(error) = result {
             self.refuse(request, error);
         }
@@ -510,6 +520,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
 impl<B: Backing, R: RawMutex> Drop for PerCpuAllocator<B, R> {
     fn drop(&mut self) {
+        self.end_hardened();
         while let Some((place, chunk)) = self.state.get_mut().remove_any_chunk() {
             self.destroy(place, chunk);
             self.free_block(chunk);

@@ -25,6 +25,13 @@
 //! its CPU, which need not be the child's: no operation is right there. `posix_spawn` and
 //! [`std::process::Command`] do nothing of the kind.
 //!
+//! # Hardened mode
+//! A process that is started with the environment variable `PCPU_HARDENED=report` looks for mistakes of the program: its instance
+//! is in [hardened mode](mod@crate::hardened), and findings are told on standard error, a line each. With `PCPU_HARDENED=abort` the
+//! first one aborts the process. Any other value but `off` ends the process at its start, with status 2. Nothing is read where the
+//! program has more rights than whoever starts it. What was never freed is not told at the end, for static owners live as long as the
+//! process; [`visit_live_areas`](PerCpuAllocator::visit_live_areas) tells at any time.
+//!
 //! # Restartable sequences
 //! They are used where glibc (2.35 or later) has registered its threads for them; nothing is registered here. Where glibc
 //! leaves that to another library (`GLIBC_TUNABLES=glibc.pthread.rseq=0`), or is older, or under valgrind, every operation
@@ -73,6 +80,7 @@ use crate::unit::{
 
 mod fork;
 mod geometry;
+mod hardened;
 mod system;
 
 /// The allocator of the process.
@@ -518,7 +526,10 @@ impl Process {
         };
         // SAFETY: the first chunk lies in `memory`, which the instance takes over.
         let mut allocator = unsafe { GlobalAllocator::new(memory, &first_chunk, policy)? };
-        allocator.enable_caches()?;
+        match hardened::wanted() {
+            Some(hardening) => allocator.harden(hardening)?,
+            None => allocator.enable_caches()?,
+        }
         Ok(Self {
             allocator,
             method: detect(),

@@ -95,6 +95,7 @@ pub mod embed;
 mod field;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub mod global;
+pub mod hardened;
 mod max_tree;
 mod metadata;
 #[cfg(all(loom, test))]

@@ -152,6 +152,7 @@ impl<F: Fn(), D: Domain> RefCount<F, D> {
 
     /// Takes a reference, unless the count was killed.
     #[inline]
+    #[must_use = "a reference that is dropped at once protects nothing"]
     pub fn try_get(&self) -> Option<Ref<'_, F, D>> {
         self.count.try_get().then(|| Ref { of: self })
     }

@@ -1,6 +1,7 @@
 //! What is asked of an instance, and why it is refused: flags, requests, errors. `docs/misuse.md` has a row for each
 //! wrong call.
 
+use core::alloc::Layout;
 use core::fmt;
 use core::mem::{align_of, size_of};
 
@@ -53,8 +54,23 @@ pub struct Request {
     pub owner: usize,
 }
 
+/// The request for a layout, which cannot mix up size and alignment.
+///
+/// ```
+/// use core::alloc::Layout;
+/// use pcpu::Request;
+///
+/// let request = Request::from(Layout::new::<[u32; 3]>());
+/// assert_eq!(request, Request::new(12, 4));
+/// ```
+impl From<Layout> for Request {
+    fn from(layout: Layout) -> Self {
+        Self::new(layout.size(), layout.align())
+    }
+}
+
 impl Request {
-    /// A request that may sleep, for zeroed memory of the dynamic regions.
+    /// A request for so many bytes, so aligned, that may sleep, for zeroed memory of the dynamic regions.
     pub const fn new(bytes: usize, align: usize) -> Self {
         Self {
             bytes,

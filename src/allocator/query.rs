@@ -97,6 +97,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if !offset.is_multiple_of(GRANULE_BYTES) {
             return None;
         }
+        if let Some(hardened) = &self.hardened
+            && !self.is_in_reserved(place, offset)
+        {
+            return Self::hardened_area_bytes(hardened, neutral);
+        }
         let state = self.state.lock();
         let chunk = match (
             self.is_in_reserved(place, offset),

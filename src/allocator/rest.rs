@@ -34,6 +34,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Waits until the instance is at rest, and keeps it so, with its lock, until [`end_rest`](Self::end_rest).
     pub(crate) fn rest(&self) {
+        if let Some(hardened) = &self.hardened {
+            hardened.rest();
+        }
         let mut state = self.state.lock();
         state.rest_wanted += 1;
         while !state.is_at_rest() {
@@ -50,8 +53,13 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// # Safety
     /// The caller's thread called [`rest`](Self::rest), and has not ended it.
     pub(crate) unsafe fn end_rest(&self) {
-        // SAFETY: `rest` took the lock on this thread and kept it (promise of the caller).
-        unsafe { self.state.force_unlock() };
+        // SAFETY: `rest` took the locks on this thread and kept them (promise of the caller).
+        unsafe {
+            self.state.force_unlock();
+            self.hardened
+                .iter()
+                .for_each(|hardened| hardened.end_rest());
+        }
     }
 
     /// Ends a rest in a copy of the instance that this thread alone is left to.
@@ -69,6 +77,6 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             caches.cells.share_all();
         }
         // SAFETY: as in `end_rest`.
-        unsafe { self.state.force_unlock() };
+        unsafe { self.end_rest() };
     }
 }

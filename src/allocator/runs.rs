@@ -52,12 +52,12 @@ pub(super) struct Caches {
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Puts a cache in front of the instance for every CPU: [`allocate_at`](Self::allocate_at) and
-    /// [`free_at`](Self::free_at) use it.
+    /// [`free_at`](Self::free_at) use it. An instance that [is hardened](Self::harden) stays without.
     ///
     /// # Errors
     /// [`SetupError`] if there is no memory for it; then the instance stays as it was.
     pub fn enable_caches(&mut self) -> Result<(), SetupError> {
-        if self.caches.is_some() {
+        if self.caches.is_some() || self.is_hardened() {
             return Ok(());
         }
         let mut block = BlockLayout::new();

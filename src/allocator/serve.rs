@@ -7,6 +7,7 @@ use lock_api::{MutexGuard, RawMutex};
 use zerocopy::FromZeros;
 
 use super::PerCpuAllocator;
+use super::hardened::is_told_apart;
 use super::state::{Batch, Placed, State, Taken, VacantPlace};
 use crate::backing::{Backing, BackingError, Context, CpuArea};
 use crate::chunk::{Chunk, Nature};
@@ -221,7 +222,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if !request.flags.contains(AllocFlags::NO_ZERO) && !dirty_bytes.is_empty() {
             self.zero(address + dirty_bytes.start, dirty_bytes.len());
         }
-        if let Some(hook) = hook {
+        if let Some(hook) = hook
+            && !is_told_apart(request.flags)
+        {
             hook.event(&Event::Alloc {
                 address,
                 bytes: request.bytes,

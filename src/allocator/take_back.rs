@@ -7,6 +7,7 @@ use core::ptr::NonNull;
 
 use lock_api::RawMutex;
 
+use super::hardened::is_free_told_apart;
 use super::{PerCpuAllocator, SWEEP_DUE, WATCHED};
 use crate::backing::Backing;
 use crate::chunk::Chunk;
@@ -55,7 +56,10 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             return Err(FreeError::NotAllocated { address });
         }
         if is_reserved || self.has_sign(WATCHED) {
-            return self.take_back_at_once(address, flags, (place, offset));
+            return match &self.hardened {
+                Some(hardened) if !is_reserved => self.free_hardened(hardened, address, flags),
+                _ => self.take_back_at_once(address, flags, (place, offset)),
+            };
         }
         match self.places.free(place, (offset / GRANULE_BYTES) as u32) {
             Some(None) => Ok(()),
@@ -96,7 +100,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// Takes an area back and makes its granules free.
-    fn take_back_at_once(
+    pub(super) fn take_back_at_once(
         &self,
         address: usize,
         flags: FreeFlags,
@@ -117,7 +121,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             .release(chunk, offset)
             .map_err(|start| no_area(address, offset, start))?;
         state.count_free(area.len() * GRANULE_BYTES);
-        if let Some(hook) = state.hook {
+        if let Some(hook) = state.hook
+            && !is_free_told_apart(flags)
+        {
             hook.event(&Event::Free {
                 bytes: area.len() * GRANULE_BYTES,
                 address,

@@ -72,6 +72,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Areas that are free in caches keep their pages: [`drain`](Self::drain) empties these. The metadata of chunks that are no
     /// more stays for the next ones: see [`trim_metadata`](Self::trim_metadata).
     pub fn trim(&self, spare_chunks: u32) -> UpkeepReport {
+        self.release_quarantine();
         self.state.lock().stats.spare_target = self.policy.spare_chunks;
         let report = self.settle(0, spare_chunks);
         self.note_due(&self.state.lock());

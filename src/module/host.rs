@@ -38,6 +38,7 @@ pub struct Area {
 /// A module that is attached several times is detached when the last of these is dropped. One that is forgotten keeps its
 /// area for good.
 #[derive(Debug)]
+#[must_use = "a module is detached when this is dropped"]
 pub struct Attached {
     table: &'static ModuleTable,
     area: Option<Area>,

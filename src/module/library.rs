@@ -16,6 +16,7 @@ use super::{Placement, SYMBOL};
 ///
 /// See [`mod@crate::module`] for an example of both sides.
 #[derive(Debug)]
+#[must_use = "the library is closed when this is dropped"]
 pub struct Module {
     // Dropped in this order.
     attached: Attached,

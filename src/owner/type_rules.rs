@@ -48,6 +48,33 @@
 //! }
 //! ```
 //!
+//! # A handle is not let go of unseen
+//! Nobody could free its variable.
+//! ```compile_fail
+//! #![deny(unused_must_use)]
+//! pcpu::alloc_percpu::<u64>().unwrap();
+//! ```
+//! ```
+//! #![deny(unused_must_use)]
+//! let variable = pcpu::alloc_percpu::<u64>().unwrap();
+//! ```
+//!
+//! # A hook of findings can be asked by every CPU
+//! ```compile_fail,E0277
+//! use pcpu::hardened::{Finding, FindingHook, Hardening};
+//! struct Count(std::cell::Cell<u32>);
+//! impl FindingHook for Count {
+//!     fn found(&self, _: &Finding) {}
+//! }
+//! ```
+//! ```
+//! use pcpu::hardened::{Finding, FindingHook, Hardening};
+//! struct Count(std::sync::atomic::AtomicU32);
+//! impl FindingHook for Count {
+//!     fn found(&self, _: &Finding) {}
+//! }
+//! ```
+//!
 //! # A cell lends nobody its value
 //! ```compile_fail,E0308
 //! let owner = pcpu::PerCpu::<pcpu::CpuCell<u64>>::new().unwrap();

@@ -29,6 +29,19 @@ pub fn cargo(args: &str) -> Command {
     command
 }
 
+/// What git says.
+pub fn git(args: &[&str]) -> Result<String, Failure> {
+    let output = Command::new("git")
+        .args(args)
+        .current_dir(root())
+        .output()?;
+    if !output.status.success() {
+        let told = String::from_utf8_lossy(&output.stderr);
+        return Err(told.lines().next().unwrap_or("git fails").to_owned().into());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
 /// The first line that a program says of its version.
 pub fn version_of(program: impl AsRef<OsStr>) -> Result<String, Failure> {
     let output = Command::new(program).arg("--version").output()?;

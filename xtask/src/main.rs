@@ -5,6 +5,8 @@
 //! | `test` | every check and test of the project |
 //! | `test FILTER` | those steps whose name contains FILTER |
 //! | `api` | writes `docs/public-api.txt` anew |
+//! | `api --since REV` | tells whether the public API has changed since a revision, and whether that breaks something |
+//! | `api --base` | records the public API as that of the version in `Cargo.toml`: when it is released |
 //! | `kernel [OPTIONS]` | boots the kernel in QEMU and runs its tests; the options: `src/kernel/options.rs` |
 //! | `kernel-results` | counts the instructions of the kernel's operations and writes `benches/results/kernel.csv` |
 //! | `measure [--quick]` | all figures of this machine, into `benches/results/`, and their plot |
@@ -30,7 +32,9 @@ mod soak;
 mod steps;
 mod tally;
 
-const USAGE: &str = "usage: cargo xtask test [FILTER] | cargo xtask api | cargo xtask kernel [OPTIONS] | \
+use command::Failure;
+
+const USAGE: &str = "usage: cargo xtask test [FILTER] | cargo xtask api [--since REV | --base] | cargo xtask kernel [OPTIONS] | \
                      cargo xtask sanitize | cargo xtask soak [OPTIONS] | \
                      cargo xtask kernel-results | cargo xtask measure [--quick] | cargo xtask plot";
 
@@ -44,12 +48,12 @@ fn main() -> ExitCode {
             "no step is named like '{filter}'; there are: {}",
             steps::names()
         )),
-        ["api"] => match api::write() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(failure) => {
-                eprintln!("{failure}");
-                ExitCode::FAILURE
-            }
+        ["api"] => done(api::write()),
+        ["api", "--base"] => done(api::write_base()),
+        ["api", "--since", revision] if !revision.starts_with('-') => match api::since(revision) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(failure) => wrong_use(&format!("--since {revision}: {failure}")),
         },
         ["kernel", ref options @ ..] => match kernel::Options::parse(options) {
             Ok(options) => kernel::run(&options),
@@ -67,6 +71,16 @@ fn main() -> ExitCode {
         ["soak", ref options @ ..] => soak::run(options),
         ["plot"] => plot::run(),
         _ => wrong_use(USAGE),
+    }
+}
+
+fn done(result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::FAILURE
+        }
     }
 }
 

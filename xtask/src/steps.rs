@@ -23,7 +23,7 @@ const STEPS: &[Step] = &[
                 "fmt --all --check -- xtask/freestanding/main.rs kernel/modules/by_hand.rs \
                  kernel/modules/counter.rs kernel/modules/far.rs kernel/modules/large.rs \
                  kernel/modules/long_data.rs kernel/modules/long_variables.rs kernel/modules/reader.rs \
-                 fuzz/fuzz_targets/arguments.rs fuzz/fuzz_targets/object.rs fuzz/fuzz_targets/operations.rs \
+                 fuzz/fuzz_targets/arguments.rs fuzz/fuzz_targets/audited.rs fuzz/fuzz_targets/object.rs fuzz/fuzz_targets/operations.rs \
                  fuzz/fuzz_targets/plan.rs fuzz/fuzz_targets/trace.rs",
             ))
         },
@@ -83,6 +83,11 @@ const STEPS: &[Step] = &[
         name: "api",
         shows: "the public API is the one that docs/public-api.txt lists",
         run: api::check,
+    },
+    Step {
+        name: "compat",
+        shows: "what has changed of the public API is what version and changelog say",
+        run: api::check_compat,
     },
     Step {
         name: "tests",

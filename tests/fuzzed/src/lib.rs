@@ -5,6 +5,7 @@
 
 #[path = "../../common/audit.rs"]
 mod audit;
+mod audited;
 #[path = "../../common/copies.rs"]
 mod copies;
 #[path = "../../common/free.rs"]
@@ -19,10 +20,15 @@ mod objects;
 mod operations;
 #[path = "../../common/same.rs"]
 mod same;
+#[path = "../../../proptests/seats.rs"]
+mod seats;
+#[path = "../../common/small.rs"]
+mod small;
 mod traces;
 #[path = "../../common/undone.rs"]
 mod undone;
 
+pub use audited::audited;
 pub use layouts::{layout_arguments, unit_plan};
 pub use objects::{Arena, load_object};
 pub use operations::operations;
@@ -34,6 +40,7 @@ pub type Target = fn(&[u8]);
 /// All of them, by the names of the targets and of their folders of inputs.
 pub const TARGETS: &[(&str, Target)] = &[
     ("operations", operations),
+    ("audited", audited),
     ("trace", read_trace),
     ("arguments", layout_arguments),
     ("plan", unit_plan),

@@ -1,19 +1,26 @@
-//! Operations of the allocator, against the model of the property tests.
+//! Operations of several CPUs on a plain instance, one with caches, or a hardened one, against the model of the property tests
+//! that looks at little, and so can do much.
 
 use pcpu::allocator::{Policy, UpkeepBy};
-use pcpu::unit::FirstChunkKind;
-use pcpu::{AllocFlags, FreeFlags};
+use pcpu::backing::sim::Machine;
+use pcpu::{AllocFlags, Request};
 
 use crate::input::Input;
-use crate::model::{Faults, Fresh, Making, Op, Run, Shape};
+use crate::seats::{Front, Op, Run};
+use crate::small::small_machine;
 
 /// The most operations of an input.
-const MAX_OPS: usize = 300;
+const MAX_OPS: usize = 100;
 
-/// Makes a machine and does what the bytes say, comparing the instance with the model after each operation.
+/// Makes a machine and does what the bytes say.
 pub fn operations(data: &[u8]) {
     let mut input = Input(data);
-    let mut run = Run::new(shape(&mut input));
+    let front = match input.byte() % 4 {
+        0 => Front::Nothing,
+        1 | 2 => Front::Caches,
+        _ => Front::Hardened(4 * (1 + input.below(8)), 1 + u32::from(input.byte() % 24)),
+    };
+    let mut run = Run::new(&machine(&mut input), front);
     for _ in 0..MAX_OPS {
         if input.is_empty() {
             break;
@@ -23,80 +30,71 @@ pub fn operations(data: &[u8]) {
     run.end();
 }
 
-fn shape(input: &mut Input<'_>) -> Shape {
-    let cpus = 1 + u32::from(input.byte() % 6);
-    let spare_chunks = u32::from(input.byte() % 3);
-    let low = u32::from(input.byte() % 3);
-    Shape {
-        cpus,
-        online: u32::from(input.byte()) % (cpus + 1),
-        nodes: 1 + u32::from(input.byte()) % cpus.min(3),
-        page_bytes: 4096,
-        unit_pages: 8 + input.below(4),
-        chunks: 1 + u32::from(input.byte() % 10),
-        static_bytes: input.below(3000),
-        reserved_bytes: 4 * input.below(1000),
-        kind: input.one_of(&[FirstChunkKind::Embed, FirstChunkKind::Page]),
-        contents: input.one_of(&[Fresh::Zeroed, Fresh::Dirty]),
-        making: input.one_of(&[Making::Anytime, Making::Sleeping]),
-        policy: Policy {
-            upkeep: input.one_of(&[UpkeepBy::Owner, UpkeepBy::Callers]),
-            spare_chunks,
-            spare_chunks_max: spare_chunks * 4,
-            empty_pages_low: low,
-            empty_pages_high: low + u32::from(input.byte() % 6),
-            quiet_frees: 1 + u32::from(input.byte() % 20),
-            ..Policy::default()
-        },
+fn machine(input: &mut Input<'_>) -> Machine {
+    let cpus = 1 + u32::from(input.byte() % 4);
+    let spare_chunks = u32::from(input.byte() % 2);
+    let policy = Policy {
+        upkeep: input.one_of(&[UpkeepBy::Owner, UpkeepBy::Callers]),
+        spare_chunks,
+        spare_chunks_max: spare_chunks * 4,
+        empty_pages_high: u32::from(input.byte() % 6),
+        quiet_frees: 1 + u32::from(input.byte() % 20),
+        ..Policy::default()
+    };
+    // Caches have their tables on every CPU: one is there from the start.
+    let machine = small_machine(cpus)
+        .online(1 + u32::from(input.byte()) % cpus)
+        .chunks(1 + u32::from(input.byte() % 6))
+        .policy(policy);
+    match input.byte() % 3 {
+        0 => machine,
+        1 => machine.dirty_memory(),
+        _ => machine.sleeping_reserve(),
     }
 }
 
 fn op(input: &mut Input<'_>) -> Op {
-    match input.byte() {
-        0..110 => Op::Alloc {
-            bytes: match input.byte() {
-                0..4 => input.size(),
-                4..90 => 1 + input.below(64),
-                90..160 => 1 + input.below(2048),
-                160..230 => 1 + input.below(9000),
-                _ => 1 + input.below(32 << 10),
-            },
-            align: match input.byte() {
-                0..4 => input.size(),
-                shift => 1 << (shift % 13),
-            },
-            flags: match input.byte() {
-                0..120 => AllocFlags::empty(),
-                120..180 => AllocFlags::ATOMIC,
-                180..200 => AllocFlags::RESERVED,
-                200..210 => AllocFlags::RESERVED | AllocFlags::ATOMIC,
-                210..235 => AllocFlags::NO_ZERO,
-                _ => AllocFlags::TRY | AllocFlags::NO_WARN,
-            },
-        },
-        110..190 => Op::Free(input.below(1 << 16)),
-        190..200 => {
-            let by = isize::from(input.byte() as i8) / 8;
-            Op::FreeNear(input.below(1 << 16), by, free_flags(input))
+    let what = input.byte();
+    let cpu = u32::from(input.byte() % 4);
+    match what {
+        0..100 => {
+            let bytes = match input.byte() {
+                0..150 => 1 + input.below(64),
+                150..230 => 1 + input.below(600),
+                _ => 1 + input.below(9000),
+            };
+            let align = 1 << (input.byte() % 16).min(12);
+            let flags = match input.byte() {
+                0..160 => AllocFlags::empty(),
+                160..190 => AllocFlags::ATOMIC,
+                190..220 => AllocFlags::NO_ZERO,
+                _ => AllocFlags::TRY,
+            };
+            let request = Request::new(bytes, align).with_flags(flags);
+            Op::Allocate(cpu, request, 1 + input.below(12))
         }
-        200..210 => Op::FreeAnywhere(input.number(3) as usize, free_flags(input)),
-        210..215 => Op::FreeAgain,
-        215..225 => Op::Upkeep,
-        225..232 => Op::Trim(u32::from(input.byte() % 3)),
-        232..240 => Op::BringUp(u32::from(input.byte() % 8)),
-        _ => Op::Faults(match input.byte() {
-            0..100 => Faults::None,
-            100..130 => Faults::All,
-            130..220 => Faults::Call(u64::from(input.byte() % 6)),
-            _ => Faults::Pattern(input.number(8)),
+        100..180 => Op::Free(cpu, input.below(1 << 16), 1 + input.below(12)),
+        180..190 => Op::FreePlain(input.below(1 << 16)),
+        190..205 => Op::FreeAgain(cpu, input.below(1 << 16)),
+        205..212 => Op::FreeNear(cpu, input.below(1 << 16), input.below(300)),
+        212..218 => Op::Drain(cpu),
+        218..222 => Op::Upkeep,
+        222..226 => Op::Trim,
+        226..232 => Op::BringUp(cpu),
+        232..235 => Op::Look,
+        235..241 => Op::Faults(match input.byte() {
+            0..100 => 0,
+            _ => input.number(8),
         }),
+        241..249 => {
+            let by = isize::from(input.byte() as i8);
+            Op::WriteGuard(cpu, input.below(1 << 16), by, input.byte())
+        }
+        _ => Op::FreeAndWrite(
+            cpu,
+            input.below(1 << 16),
+            input.below(1 << 16),
+            input.byte(),
+        ),
     }
-}
-
-fn free_flags(input: &mut Input<'_>) -> FreeFlags {
-    input.one_of(&[
-        FreeFlags::empty(),
-        FreeFlags::RESERVED,
-        FreeFlags::ATOMIC | FreeFlags::TRY,
-    ])
 }
