@@ -15,13 +15,15 @@ use crate::alloc_api::Domain;
 use crate::cpus::Units;
 use crate::request::Request;
 use crate::sync::{self, AtomicU32, AtomicU64, Ordering};
-use crate::this_cpu::{FenceError, LocalOps, Pair, Put, RemotePairs};
+use crate::this_cpu::{Change, FenceError, LocalOps, Pair, Put, RemotePairs};
 use crate::this_cpu::{locked, slots};
 use crate::unit::{CpuId, GRANULE_BYTES};
 
 pub(crate) use cells::{Cells, CellsLayout};
+pub(crate) use stash::Stash;
 
 mod cells;
+mod stash;
 
 /// Areas of a run.
 pub(crate) const MAX_SLOTS: u32 = 32;
@@ -29,8 +31,11 @@ pub(crate) const MAX_SLOTS: u32 = 32;
 /// Runs that a CPU has at a time.
 pub(crate) const RUNS: usize = if cfg!(all(loom, test)) { 2 } else { 32 };
 
-/// Bytes of a unit's table of runs.
-pub(crate) const TABLE_BYTES: usize = RUNS * size_of::<Pair>();
+/// Where in a unit's table its stashes are, in bytes: behind its runs.
+pub(crate) const STASHES_AT: usize = RUNS * size_of::<Pair>();
+
+/// Bytes of a unit's table of runs and stashes: whole windows of [`Cells`], so that runs behind it have theirs for themselves.
+pub(crate) const TABLE_BYTES: usize = (STASHES_AT + stash::BYTES).next_multiple_of(512);
 
 // The fields of a run's second word: where each begins, and how wide it is.
 const BASE: (u32, u32) = (0, 28);
@@ -302,6 +307,30 @@ pub unsafe trait Seat {
     /// As there.
     unsafe fn peek_pair(&self, at: usize) -> Option<Pair>;
 
+    /// [`LocalOps::peek_word`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn peek_word(&self, at: usize) -> Option<u64>;
+
+    /// [`LocalOps::replace_word`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn replace_word(&self, at: usize, old: u64, new: u64) -> bool;
+
+    /// [`LocalOps::read`] of a word of 32 bits; whatever is there may be the result.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn read_link(&self, at: usize) -> u32;
+
+    /// Sets a word of 32 bits, as [`LocalOps::change`] does.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn write_link(&self, at: usize, link: u32);
+
     /// [`LocalOps::remote_pairs`].
     fn remote_pairs(&self) -> RemotePairs;
 
@@ -367,6 +396,30 @@ unsafe impl<D: Domain> Seat for Here<D> {
         unsafe { D::Ops::peek_pair(at) }
     }
 
+    #[inline(always)]
+    unsafe fn peek_word(&self, at: usize) -> Option<u64> {
+        // SAFETY: the promise of the caller.
+        unsafe { D::Ops::peek_word(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn replace_word(&self, at: usize, old: u64, new: u64) -> bool {
+        // SAFETY: the promise of the caller.
+        unsafe { D::Ops::replace_word(at, old, new) }
+    }
+
+    #[inline(always)]
+    unsafe fn read_link(&self, at: usize) -> u32 {
+        // SAFETY: the promise of the caller.
+        unsafe { D::Ops::read(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn write_link(&self, at: usize, link: u32) {
+        // SAFETY: the promise of the caller.
+        unsafe { D::Ops::change(at, Change::Set(link)) }
+    }
+
     fn remote_pairs(&self) -> RemotePairs {
         D::Ops::remote_pairs()
     }
@@ -423,6 +476,22 @@ impl LockedSeat {
     fn copy(self, at: usize) -> Option<*mut Pair> {
         let copy = at.wrapping_add(self.offset?);
         Some(core::ptr::with_exposed_provenance_mut(copy))
+    }
+
+    /// # Safety
+    /// A word lives at `at` on every CPU that has memory.
+    #[inline(always)]
+    unsafe fn word<'a>(self, at: usize) -> Option<&'a AtomicU64> {
+        // SAFETY: the promise of the caller.
+        self.copy(at).map(|copy| unsafe { &*copy.cast() })
+    }
+
+    /// # Safety
+    /// As [`word`](Self::word).
+    #[inline(always)]
+    unsafe fn link<'a>(self, at: usize) -> Option<&'a AtomicU32> {
+        // SAFETY: the promise of the caller.
+        self.copy(at).map(|copy| unsafe { &*copy.cast() })
     }
 }
 
@@ -488,6 +557,38 @@ unsafe impl Seat for LockedSeat {
     unsafe fn peek_pair(&self, at: usize) -> Option<Pair> {
         // SAFETY: as in `take_slot`.
         self.copy(at).map(|copy| unsafe { look(copy) })
+    }
+
+    #[inline(always)]
+    unsafe fn peek_word(&self, at: usize) -> Option<u64> {
+        // SAFETY: the promise of the caller.
+        let word = unsafe { self.word(at)? };
+        Some(word.load(Ordering::Acquire))
+    }
+
+    #[inline(always)]
+    unsafe fn replace_word(&self, at: usize, old: u64, new: u64) -> bool {
+        // SAFETY: the promise of the caller.
+        let word = unsafe { self.word(at) };
+        word.is_some_and(|word| {
+            word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn read_link(&self, at: usize) -> u32 {
+        // SAFETY: the promise of the caller.
+        let link = unsafe { self.link(at) };
+        link.map_or(0, |link| link.load(Ordering::Relaxed))
+    }
+
+    #[inline(always)]
+    unsafe fn write_link(&self, at: usize, link: u32) {
+        // SAFETY: the promise of the caller.
+        if let Some(copy) = unsafe { self.link(at) } {
+            copy.store(link, Ordering::Relaxed);
+        }
     }
 
     fn remote_pairs(&self) -> RemotePairs {

@@ -220,7 +220,41 @@ impl Chunk {
     #[inline]
     pub(crate) fn free(&self, granule: u32) -> Option<(u32, Freed)> {
         let granule = granule.checked_sub(self.first_granule)?;
-        Some((granule, self.marks.free(granule)?))
+        self.marks
+            .end(granule)
+            .then(|| (granule, self.marks.ripen(granule)))
+    }
+
+    /// The live area that starts at `granule` of the unit: its granule in the map, and its length.
+    #[inline]
+    pub(crate) fn live_area(&self, granule: u32) -> Option<(u32, u32)> {
+        let granule = granule.checked_sub(self.first_granule)?;
+        Some((granule, self.marks.live_len(granule)?))
+    }
+
+    /// Makes the freed area of `len` granules that starts at `granule` of the unit live again; false if there is none.
+    #[inline]
+    pub(crate) fn reuse(&self, granule: u32, len: u32) -> bool {
+        let granule = granule.checked_sub(self.first_granule);
+        granule.is_some_and(|granule| self.marks.reuse(granule, len))
+    }
+
+    /// Marks the live area that starts at `granule` of the map as freed; false if there is none.
+    #[inline]
+    pub(crate) fn end(&self, granule: u32) -> bool {
+        self.marks.end(granule)
+    }
+
+    /// Has the page of `granule` of the map looked at by the next sweep; says whether it would not have been.
+    #[inline]
+    pub(crate) fn note_granule(&self, granule: u32) -> bool {
+        self.marks.note_page_of(granule)
+    }
+
+    /// Counts a freed area of the page of `granule` of the map, and has the page looked at by the next sweep.
+    #[inline]
+    pub(crate) fn ripen(&self, granule: u32) -> Freed {
+        self.marks.ripen(granule)
     }
 
     /// Marks the live area that starts at `granule` of the unit as freed, and has nobody sweep it; false if there is none.
@@ -396,12 +430,8 @@ impl Body {
     /// Makes areas of `len` granules each, one behind the other and live, free. Returns how many of them were not live: freed
     /// already, by somebody who was not told.
     pub(crate) fn give_back(&mut self, areas: Range<u32>, len: u32) -> u32 {
-        let mut wrong = 0;
-        for start in areas.clone().step_by(len as usize) {
-            wrong += u32::from(!self.map.end_area(start));
-            self.areas -= 1;
-        }
-        let released = self.map.retire(areas);
+        self.areas -= (areas.end - areas.start) / len;
+        let (released, wrong) = self.map.release_all(areas);
         self.note_released(&released);
         wrong
     }
@@ -479,26 +509,16 @@ impl Body {
         let first = self.first_page * self.granules_per_page;
         let mut from = pages.start;
         while let Some(page) = self.map.next_freed_page(from..pages.end) {
-            let Range { mut start, end } = self.map.begin_sweep(page);
-            while start < end
-                && let Some(mut areas) = self.map.next_freed(start..end)
-            {
-                let is_kept = |granule: u32| is_kept(first + granule);
-                if is_kept(areas.start) {
-                    start = areas.end;
-                    continue;
-                }
-                self.areas -= 1;
-                each(areas.end - areas.start);
-                // Those behind become free at one go.
-                while areas.end < end && self.map.is_freed(areas.end) && !is_kept(areas.end) {
-                    let next = areas.end;
-                    areas.end = self.map.end_of(next);
-                    self.areas -= 1;
-                    each(areas.end - next);
-                }
-                start = areas.end;
-                let released = self.map.retire(areas);
+            let areas = &mut self.areas;
+            let released = self.map.sweep_page(
+                page,
+                |granule| is_kept(first + granule),
+                |len| {
+                    *areas -= 1;
+                    each(len);
+                },
+            );
+            if let Some(released) = released {
                 self.note_released(&released);
             }
             from = page + 1;

@@ -105,6 +105,11 @@ impl Directory {
         self.places.take_freed()
     }
 
+    /// Says that the chunk at `at` has areas that were freed and not swept.
+    pub(crate) fn note_freed(&self, at: u32) {
+        self.places.note_place(at);
+    }
+
     /// Takes the metadata of a chunk that has been destroyed; its place holds nothing then.
     pub(crate) fn take_parked(&mut self) -> Option<(u32, NonNull<Chunk>)> {
         let (at, chunk) = self.used_places().find_map(|at| match self.get(at) {

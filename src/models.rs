@@ -80,6 +80,16 @@ pub(crate) unsafe fn words_at<'a>(address: usize) -> &'a [AtomicU64; 2] {
     })
 }
 
+/// The same of one word: one of two that begin where 16 divides the address.
+///
+/// # Safety
+/// As [`words_at`].
+pub(crate) unsafe fn word_at<'a>(address: usize) -> &'a AtomicU64 {
+    // SAFETY: the promise of the caller.
+    let words = unsafe { words_at(address & !(size_of::<Pair>() - 1)) };
+    &words[address / size_of::<u64>() % 2]
+}
+
 #[derive(Clone, Copy)]
 struct Memory {
     region: *mut [MaybeUninit<u8>],
@@ -350,6 +360,19 @@ impl ModelSeat {
         unsafe { words_at(address) }
     }
 
+    fn word(&self, at: usize) -> &AtomicU64 {
+        let units = self.machine.pcpu.units();
+        let address = units.copy_of(at, self.cpu).expect("a possible CPU");
+        // SAFETY: the seat keeps the machine.
+        unsafe { word_at(address) }
+    }
+
+    fn link(&self, at: usize) -> *mut u32 {
+        let units = self.machine.pcpu.units();
+        let address = units.copy_of(at, self.cpu).expect("a possible CPU");
+        core::ptr::with_exposed_provenance_mut(address)
+    }
+
     /// Runs a sequence, or a LOCKed step: it is given the words, and says what the pair becomes. A sequence looks at the gate,
     /// and does nothing if it is closed.
     fn step<R>(
@@ -433,6 +456,30 @@ unsafe impl Seat for ModelSeat {
                 .each_ref()
                 .map(|word| word.load(Ordering::Acquire)),
         )
+    }
+
+    unsafe fn peek_word(&self, at: usize) -> Option<u64> {
+        Some(self.word(at).load(Ordering::Acquire))
+    }
+
+    unsafe fn replace_word(&self, at: usize, old: u64, new: u64) -> bool {
+        let _token = self.machine.token(self.cpu);
+        let word = self.word(at);
+        let is_old = word.load(Ordering::Relaxed) == old;
+        if is_old {
+            word.store(new, Ordering::Release);
+        }
+        is_old
+    }
+
+    unsafe fn read_link(&self, at: usize) -> u32 {
+        // SAFETY: the area is the caller's.
+        unsafe { self.link(at).read() }
+    }
+
+    unsafe fn write_link(&self, at: usize, link: u32) {
+        // SAFETY: the area is the caller's.
+        unsafe { self.link(at).write(link) }
     }
 
     fn remote_pairs(&self) -> RemotePairs {

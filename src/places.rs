@@ -149,6 +149,38 @@ impl Places {
         Some((freed == Freed::Ripe).then_some((chunk, granule)))
     }
 
+    /// The live area that starts at `granule` of the unit in the chunk at `at`, if there is one.
+    #[inline]
+    pub(crate) fn live_area(&self, at: u32, granule: u32) -> Option<LiveArea<'_>> {
+        let Place::Chunk(chunk) = self.get(at) else {
+            return None;
+        };
+        // SAFETY: as in `free`.
+        let shared = unsafe { chunk.as_ref() };
+        let (granule, len) = shared.live_area(granule)?;
+        Some(LiveArea {
+            chunk: shared,
+            place: at,
+            granule,
+            len,
+        })
+    }
+
+    /// Makes the freed area of `len` granules live again that starts at `granule` of the unit in the chunk at `at`; false if
+    /// there is none.
+    #[inline]
+    pub(crate) fn reuse(&self, at: u32, granule: u32, len: u32) -> bool {
+        let Place::Chunk(chunk) = self.get(at) else {
+            return false;
+        };
+        // SAFETY: as in `free`.
+        let is_reused = unsafe { chunk.as_ref() }.reuse(granule, len);
+        if !is_reused {
+            self.note_place(at);
+        }
+        is_reused
+    }
+
     /// Marks the live area that starts at `granule` of the unit in the chunk at `at` as freed, and has nobody sweep it; false
     /// if there is none.
     pub(crate) fn mark(&self, at: u32, granule: u32) -> bool {
@@ -180,7 +212,7 @@ impl Places {
 
     /// Has the chunk at `at` looked at by the next sweep.
     #[inline]
-    fn note_place(&self, at: u32) {
+    pub(crate) fn note_place(&self, at: u32) {
         note(&self.freed, at);
         note(&self.freed_words, at / u64::BITS % u64::BITS);
     }
@@ -211,5 +243,47 @@ impl Places {
                 self.freed_words[0].fetch_or(1 << first, Ordering::AcqRel);
             }
         }
+    }
+}
+
+/// A live area, as somebody has found it without the lock. It stays live for as long as nobody frees it.
+#[derive(Debug)]
+pub(crate) struct LiveArea<'a> {
+    chunk: &'a Chunk,
+    place: u32,
+    /// Of the chunk's map.
+    granule: u32,
+    len: u32,
+}
+
+impl LiveArea<'_> {
+    /// In granules.
+    #[inline]
+    pub(crate) fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Marks it as freed; false if somebody else was first. Whoever does says so by [`note`](Self::note) or
+    /// [`ripen`](Self::ripen) then.
+    #[inline]
+    pub(crate) fn end(&self) -> bool {
+        self.chunk.end(self.granule)
+    }
+
+    /// Has it swept by whoever wants room.
+    #[inline]
+    pub(crate) fn note(&self, places: &Places) {
+        // Whoever noted the page before notes the place too.
+        if self.chunk.note_granule(self.granule) {
+            places.note_place(self.place);
+        }
+    }
+
+    /// [`note`](Self::note), and what should be swept at once, if anything: a granule of the chunk's map.
+    #[inline]
+    pub(crate) fn ripen(&self, places: &Places) -> Option<(NonNull<Chunk>, u32)> {
+        let freed = self.chunk.ripen(self.granule);
+        places.note_place(self.place);
+        (freed == Freed::Ripe).then(|| (NonNull::from(self.chunk), self.granule))
     }
 }

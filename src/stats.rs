@@ -117,9 +117,13 @@ impl Stats {
 
     /// Counts the areas of `bytes` each that a run has handed out, given the first word of its pair.
     pub(crate) fn count_taken(&mut self, slots: u64, bytes: usize) {
-        let taken = slots / ONE_TAKEN;
-        self.allocs += taken;
-        self.sizes[Self::size_class(bytes)] += taken;
+        self.count_allocs(slots / ONE_TAKEN, bytes);
+    }
+
+    /// Counts areas of so many bytes as handed out.
+    pub(crate) fn count_allocs(&mut self, areas: u64, bytes: usize) {
+        self.allocs += areas;
+        self.sizes[Self::size_class(bytes)] += areas;
     }
 }
 

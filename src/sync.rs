@@ -7,7 +7,9 @@
 pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 #[cfg(all(loom, test))]
-pub(crate) use crate::models::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, words_at};
+pub(crate) use crate::models::{
+    AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, word_at, words_at,
+};
 
 /// Orders the LOCKed step that comes before it in its thread before the loads that come after it.
 #[inline]
@@ -27,6 +29,17 @@ pub(crate) fn full_fence() {
 #[cfg(not(all(loom, test)))]
 #[inline(always)]
 pub(crate) unsafe fn words_at<'a>(address: usize) -> &'a [AtomicU64; 2] {
+    // SAFETY: the promise of the caller.
+    unsafe { &*core::ptr::with_exposed_provenance(address) }
+}
+
+/// A word in a CPU's unit.
+///
+/// # Safety
+/// As [`words_at`].
+#[cfg(not(all(loom, test)))]
+#[inline(always)]
+pub(crate) unsafe fn word_at<'a>(address: usize) -> &'a AtomicU64 {
     // SAFETY: the promise of the caller.
     unsafe { &*core::ptr::with_exposed_provenance(address) }
 }

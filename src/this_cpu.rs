@@ -242,6 +242,28 @@ pub unsafe trait LocalOps {
         Some(unsafe { Self::read_pair(at) })
     }
 
+    /// The current CPU's copy of a word. `None` where the caller's thread has no copy that
+    /// [`replace_word`](Self::replace_word) works on.
+    ///
+    /// # Safety
+    /// As [`read`](Self::read).
+    #[inline]
+    unsafe fn peek_word(at: usize) -> Option<u64> {
+        // SAFETY: the promise of the caller.
+        Some(unsafe { Self::read(at) })
+    }
+
+    /// Replaces the current CPU's copy of a word if it is `old`. False if not, or where the caller's thread has none that it
+    /// shares with other threads on the CPU only; then nothing has changed.
+    ///
+    /// # Safety
+    /// As [`change`](Self::change).
+    #[inline]
+    unsafe fn replace_word(at: usize, old: u64, new: u64) -> bool {
+        // SAFETY: the promise of the caller.
+        unsafe { Self::fetch(at, Change::Replace(old, new)) == old }
+    }
+
     /// How another CPU may change pairs that are changed by [`take_slot`](Self::take_slot) and its kin. The answer never
     /// changes.
     fn remote_pairs() -> RemotePairs {

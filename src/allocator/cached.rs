@@ -48,6 +48,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         flags: FreeFlags,
     ) -> Result<(), FreeError> {
         let Some((run, slot)) = self.find_run(address, flags) else {
+            if self.free_to_stash(seat, address, flags) {
+                return Ok(());
+            }
             // SAFETY: the promise of the caller.
             return unsafe { self.free_past_cache(address, flags) };
         };
@@ -70,14 +73,33 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         Ok(())
     }
 
+    /// An area out of the current CPU's cache.
+    #[inline]
+    fn take_cached(&self, seat: &impl Seat, request: &Request) -> Option<usize> {
+        let caches = self.caches.as_ref()?;
+        let class = self.cached_class(request)?;
+        if let Some(address) = self.take_from_run(caches, seat, request, class) {
+            return Some(address);
+        }
+        let address = self.take_stashed(caches, seat, class, request.flags)?;
+        if !request.flags.contains(AllocFlags::NO_ZERO) {
+            self.zero(address, class.len() as usize * GRANULE_BYTES);
+        }
+        Some(address)
+    }
+
     /// An area out of the current CPU's run.
     #[inline]
-    pub(super) fn take_cached(&self, seat: &impl Seat, request: &Request) -> Option<usize> {
-        let Caches { table, gate, .. } = self.caches.as_ref()?;
-        let class = self.cached_class(request)?;
-        let at = table + class.table_offset();
+    pub(super) fn take_from_run(
+        &self,
+        caches: &Caches,
+        seat: &impl Seat,
+        request: &Request,
+        class: Class,
+    ) -> Option<usize> {
+        let at = caches.table + class.table_offset();
         // SAFETY: the table lives on every CPU, and its pairs are changed by a seat's operations with this gate only.
-        let [slots, run] = unsafe { seat.take_slot(at, class.bits(), Class::MASK, gate)? };
+        let [slots, run] = unsafe { seat.take_slot(at, class.bits(), Class::MASK, &caches.gate)? };
         let granule = Run::from_bits(run).base() + slots.trailing_zeros() * class.len();
         let address = self.geometry.window.base + granule as usize * GRANULE_BYTES;
         if slots & FRESH == 0 && !request.flags.contains(AllocFlags::NO_ZERO) {

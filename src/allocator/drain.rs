@@ -28,6 +28,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         };
         let mut state = self.state.lock();
         self.drain_with(caches, seat, &mut state);
+        self.clear_stashes(caches, seat);
+        state.sweep_all();
         self.note_due(&state);
     }
 
@@ -84,10 +86,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         request: &Request,
         (granules, align): (u32, u32),
     ) -> MutexGuard<'a, R, State> {
-        let stats = &state.stats;
-        let would_grow = !state.has_ready(granules, align);
-        if !may_drain(request) || !would_grow || stats.populated_pages < stats.populated_peak_pages
-        {
+        let is_at_peak = state.stats.populated_pages >= state.stats.populated_peak_pages;
+        if !may_drain(request) || !is_at_peak || state.has_ready(granules, align) {
             return state;
         }
         while state.sweep_lowest() {

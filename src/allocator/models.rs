@@ -15,6 +15,7 @@ use crate::{AllocError, AllocFlags, FreeError, FreeFlags, Request};
 mod caches;
 mod chunks;
 mod frees;
+mod stashes;
 
 /// A machine, and who holds which of its areas.
 struct Model {
@@ -97,6 +98,12 @@ impl Model {
         let stats = self.machine.pcpu.stats();
         assert_eq!(stats.live, self.held.borrow().len() as u64);
         assert_eq!(stats.late_errors, 0);
+    }
+
+    /// Sweeps while others free.
+    fn assert_settled_later(&self) {
+        let live = self.machine.pcpu.stats().live;
+        assert!(live >= self.held.borrow().len() as u64);
     }
 
     /// Place of the chunk and first page of an area.

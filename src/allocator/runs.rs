@@ -7,33 +7,25 @@
 //! Invariants: an area is free in one run at most, and then it is marked as live. The cells of a run are entered before it
 //! is opened and taken out after it is closed.
 
-use core::ops::Range;
 use core::ptr::NonNull;
 
-use lock_api::{MutexGuard, RawMutex};
+use lock_api::RawMutex;
 
-use super::drain::may_drain;
-use super::share::Sharing;
 use super::state::{State, Taken};
 use super::{PerCpuAllocator, WATCHED};
 use crate::backing::{Backing, BackingError, Context};
 use crate::cache::{
-    Cells, CellsLayout, Class, MAX_SLOTS, REACH_GRANULES, RUNS, Run, Seat, TABLE_BYTES,
+    Cells, CellsLayout, REACH_GRANULES, RUNS, Run, STASHES_AT, Seat, Stash, TABLE_BYTES,
 };
 use crate::chunk::Chunk;
 use crate::metadata::BlockLayout;
 use crate::places::Place;
-use crate::request::{AllocError, AllocFlags, FreeError, FreeFlags, Request, SetupError};
+use crate::request::{FreeError, FreeFlags, SetupError};
 use crate::stats::Event;
 use crate::sync::{self, AtomicU32, AtomicU64, Ordering};
 use crate::this_cpu::Pair;
-use crate::this_cpu::slots::{FRESH, FULL, MAP, ONE_TAKEN};
+use crate::this_cpu::slots::{FRESH, MAP, ONE_TAKEN};
 use crate::unit::{CpuId, GRANULE_BYTES};
-
-/// Bytes of a run, at least and at most; in between, a share of all memory.
-const RUN_BYTES: Range<u64> = 512..2048;
-/// As a shift.
-const RUN_SHARE: u32 = 11;
 
 /// Areas that a run must have got back from other CPUs to go on rather than make way for another.
 const WORTH_COLLECTING: u32 = if cfg!(all(loom, test)) { 2 } else { 4 };
@@ -46,8 +38,36 @@ pub(super) struct Caches {
     pub(super) cells: Cells,
     /// Not 0 while another CPU's runs are being closed.
     pub(super) gate: AtomicU32,
+    /// Granules that a stash may name, about.
+    stash_granules: AtomicU32,
     /// The block that holds the cells.
     pub(super) block: (NonNull<u8>, core::alloc::Layout),
+}
+
+impl Caches {
+    /// Where the stash for areas of `len` granules is.
+    #[inline]
+    pub(super) fn stash_of(&self, len: u32) -> usize {
+        self.table + STASHES_AT + Stash::table_offset(len)
+    }
+
+    /// Where all stashes are.
+    pub(super) fn stashes(&self) -> impl Iterator<Item = usize> + use<> {
+        (self.table + STASHES_AT..self.table + TABLE_BYTES).step_by(size_of::<u64>())
+    }
+
+    /// Sets how many granules a stash may name.
+    pub(super) fn set_stash_granules(&self, granules: u32) {
+        if self.stash_granules() != granules {
+            self.stash_granules.store(granules, Ordering::Relaxed);
+        }
+    }
+
+    /// Granules that a stash may name, about.
+    #[inline]
+    pub(super) fn stash_granules(&self) -> u32 {
+        self.stash_granules.load(Ordering::Relaxed)
+    }
 }
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
@@ -91,6 +111,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             table,
             cells,
             gate: AtomicU32::new(0),
+            stash_granules: AtomicU32::new(0),
             block: (block, layouts),
         });
         Ok(())
@@ -102,7 +123,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// Tells a CPU's pair whose it is, if it has memory; false if it cannot have runs.
-    fn introduce(&self, at: usize, cpu: CpuId) -> bool {
+    pub(super) fn introduce(&self, at: usize, cpu: CpuId) -> bool {
         let has_memory = self.units.materialised().contains(cpu);
         let (Some(closed), Some([_, run])) = (Run::closed(cpu), self.pair_of(at, cpu)) else {
             return false;
@@ -129,7 +150,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// The granule of the window that an address is, if runs can lie there.
-    fn run_granule(&self, address: usize) -> Option<u32> {
+    pub(super) fn run_granule(&self, address: usize) -> Option<u32> {
         let granule = address.wrapping_sub(self.geometry.window.base) / GRANULE_BYTES;
         (granule < REACH_GRANULES).then_some(granule as u32)
     }
@@ -212,198 +233,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let body = state.body(chunk);
         let granule = body.granule(offset);
         // Runs get areas back with the lock held.
-        let is_both = self.is_free_in(caches, run, slot) && body.map.is_freed(granule);
+        let is_both =
+            self.is_free_in(caches, run, slot) && body.map.reuse(granule, run.class().len());
         if is_both {
-            body.map.revive(granule);
             state.stats.late_errors += 1;
         }
         is_both
-    }
-
-    /// Serves what the current CPU's run cannot.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn allocate_past_cache(
-        &self,
-        seat: &impl Seat,
-        request: &Request,
-    ) -> Result<usize, AllocError> {
-        let result = self.check_request(request).and_then(|(granules, align)| {
-            let Some(caches) = &self.caches else {
-                return self.serve(request, granules, align);
-            };
-            let mut state = self
-                .lock(request.flags.contains(AllocFlags::TRY))
-                .ok_or(AllocError::Busy)?;
-            state.stats.cache_misses += 1;
-            if let Some(class) = self.cached_class(request) {
-                match self.refill(caches, seat, state, request, class) {
-                    Ok(address) => return Ok(address),
-                    Err(locked) => state = locked,
-                }
-            }
-            let state = self.make_caches_lean(caches, seat, state, request, (granules, align));
-            let result = self.serve_locked(state, request, granules, align);
-            let is_short = matches!(result, Err(AllocError::Backing(_)));
-            if !is_short || !may_drain(request) {
-                return result;
-            }
-            // What lies idle in caches may do.
-            self.drain(seat);
-            self.serve(request, granules, align)
-        });
-        if let Err(error) = result {
-            self.refuse(request, error);
-        }
-        self.upkeep_by_caller(
-            request
-                .flags
-                .intersects(AllocFlags::ATOMIC | AllocFlags::TRY),
-        );
-        result
-    }
-
-    /// Serves a request by the first area of a run that it opens; gives the lock back if it opens none.
-    fn refill<'a>(
-        &'a self,
-        caches: &Caches,
-        seat: &impl Seat,
-        mut state: MutexGuard<'a, R, State>,
-        request: &Request,
-        class: Class,
-    ) -> Result<usize, MutexGuard<'a, R, State>> {
-        let at = caches.table + class.table_offset();
-        let (closed, sharing) = loop {
-            // SAFETY: the tables live on every CPU, and are changed by a seat's operations with this gate only.
-            let Some(pair) = (unsafe { seat.peek_pair(at) }) else {
-                return Err(state);
-            };
-            if pair[1] == 0 {
-                match self.introduce(at, seat.cpu()) {
-                    true => continue,
-                    false => return Err(state),
-                }
-            }
-            let run = Run::from_bits(pair[1]);
-            let Some(closed) = Run::closed(run.cpu()) else {
-                return Err(state);
-            };
-            if !run.is_open() {
-                break (closed, Sharing::Own);
-            }
-            let mut sharing = Sharing::Own;
-            if run.class() == class && pair[0] & FULL == 0 {
-                if pair[0] & MAP != 0 {
-                    // Somebody else has opened it meanwhile, or the caller has come to another CPU.
-                    if let Some(address) = self.take_cached(seat, request) {
-                        return Ok(address);
-                    }
-                    continue;
-                }
-                sharing = self.sharing_after(caches, &state, run);
-                // A run that is its own CPU's again makes way for one that is not shared.
-                if sharing == Sharing::Shared
-                    && let Some(slot) = self.collect(caches, seat, &state, (at, pair))
-                {
-                    let address =
-                        self.geometry.window.base + run.start(slot) as usize * GRANULE_BYTES;
-                    drop(state);
-                    return Ok(self.hand_out_of_run(request, address, run, false));
-                }
-            }
-            // SAFETY: as above.
-            if unsafe { seat.replace_pair_gated(at, pair, [0, closed.bits()], &caches.gate) } {
-                self.retire_run(caches, &mut state, pair);
-                break (closed, sharing);
-            }
-        };
-        self.open_run(caches, seat, state, request, (at, closed, class), sharing)
-    }
-
-    /// Opens a run on the CPU of `closed`, and serves a request from it. One in place of a run that other CPUs freed areas of
-    /// until the end is shared from the start, which costs no fence.
-    fn open_run<'a>(
-        &'a self,
-        caches: &Caches,
-        seat: &impl Seat,
-        mut state: MutexGuard<'a, R, State>,
-        request: &Request,
-        (at, closed, class): (usize, Run, Class),
-        sharing: Sharing,
-    ) -> Result<usize, MutexGuard<'a, R, State>> {
-        let len_bytes = u64::from(class.len()) * GRANULE_BYTES as u64;
-        let memory_bytes = state.stats.populated_pages * self.geometry.sizes.page_bytes() as u64;
-        let run_bytes = (memory_bytes >> RUN_SHARE).clamp(RUN_BYTES.start, RUN_BYTES.end);
-        let wanted = (run_bytes / len_bytes).min(MAX_SLOTS.into()) as u32;
-        let Some((taken, slots)) = state.take_run(class, wanted) else {
-            return Err(state);
-        };
-        let Taken { chunk, place, area } = taken;
-        let len = class.len();
-        let start = self.neutral(place) + state.body(chunk).byte_offset(area.start);
-        let in_reach = self
-            .run_granule(start + area.len() * GRANULE_BYTES)
-            .and(self.run_granule(start));
-        let Some(base) = in_reach else {
-            state.give_back_areas(chunk, area, len);
-            return Err(state);
-        };
-        // What other runs leave of it, or one area that is no run's.
-        let kept = caches.cells.stretch(Run::open(closed, class, base, slots));
-        let kept = if kept.len() > 1 { kept } else { 0..1 };
-        let (first, end) = (area.start + kept.start * len, area.start + kept.end * len);
-        state.give_back_areas(chunk, area.start..first, len);
-        state.give_back_areas(chunk, end..area.end, len);
-        let (offset, dirty) = state.hand_out_area(chunk, first..end);
-        let address = self.neutral(place) + offset;
-        let is_fresh = dirty.is_empty();
-        let room = kept.end - kept.start;
-        let run = match sharing {
-            Sharing::Own => Run::open(closed, class, base + kept.start * len, room),
-            Sharing::Shared => Run::open(closed, class, base + kept.start * len, room).shared(),
-        };
-        if room > 1 {
-            let free = (1 << room) - 2;
-            let fresh = if is_fresh { FRESH } else { 0 };
-            caches.cells.enter(run);
-            // SAFETY: as in `refill`.
-            let is_open = unsafe {
-                seat.replace_pair_gated(
-                    at,
-                    [0, closed.bits()],
-                    [free | fresh | ONE_TAKEN, run.bits()],
-                    &caches.gate,
-                )
-            };
-            if is_open {
-                state.count_run(room, class.len() as usize * GRANULE_BYTES, request.bytes);
-                self.note_due(&state);
-                drop(state);
-                return Ok(self.hand_out_of_run(request, address, run, is_fresh));
-            }
-            // The caller is on another CPU by now.
-            caches.cells.remove(run);
-            state.give_back_areas(chunk, first + len..end, len);
-        }
-        // One area is left, which is no run's.
-        state.count_alloc(request.bytes, class.len() as usize * GRANULE_BYTES);
-        self.note_due(&state);
-        drop(state);
-        Ok(self.hand_out_of_run(request, address, run, is_fresh))
-    }
-
-    /// Gives out an area of a run.
-    fn hand_out_of_run(
-        &self,
-        request: &Request,
-        address: usize,
-        run: Run,
-        is_fresh: bool,
-    ) -> usize {
-        if !is_fresh && !request.flags.contains(AllocFlags::NO_ZERO) {
-            self.zero(address, run.class().len() as usize * GRANULE_BYTES);
-        }
-        address
     }
 
     /// The chunk of a run, and the granule of its map that the run begins with.
@@ -417,7 +252,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// Gets back for a run that is used up those of its areas that other CPUs have freed; one of them is the caller's.
-    fn collect(
+    pub(super) fn collect(
         &self,
         caches: &Caches,
         seat: &impl Seat,
@@ -434,8 +269,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
         let mut free = 0_u64;
         for slot in (0..run.slots()).filter(freed) {
-            map.revive(base + slot * len);
-            free |= 1 << slot;
+            let is_back = map.reuse(base + slot * len, len);
+            free |= u64::from(is_back) << slot;
+        }
+        if free == 0 {
+            return None;
         }
         let slot = free.trailing_zeros();
         let new = [(pair[0] & !FRESH | free & (free - 1)) + ONE_TAKEN, pair[1]];
@@ -555,6 +393,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             stats.leave_out(self.idle_in(state, run, slots).into(), bytes);
             stats.count_taken(slots, bytes);
         });
+        self.count_stashes(stats);
         stats.frees = stats.allocs - stats.live;
     }
 }

@@ -154,20 +154,42 @@ impl State {
         });
     }
 
-    /// Makes the granules of the freed areas of the lowest chunk that has any free; false if none has.
+    /// Makes the granules of the freed areas free that start in the lowest page that has any; false if none has.
     pub(super) fn sweep_lowest(&mut self) -> bool {
         while let Some(at) = self.directory.take_freed() {
-            if let Place::Chunk(chunk) = self.directory.get(at) {
-                self.sweep(chunk, |body| 0..body.map.pages());
+            let Place::Chunk(chunk) = self.directory.get(at) else {
+                continue;
+            };
+            let map = &self.body(chunk).map;
+            let pages = map.pages();
+            if let Some(page) = map.next_freed_page(0..pages) {
+                let has_more = map.next_freed_page(page + 1..pages).is_some();
+                self.sweep(chunk, |_| page..page + 1);
+                if has_more {
+                    self.directory.note_freed(at);
+                }
                 return true;
             }
         }
         false
     }
 
+    /// Makes the granules of freed areas free until memory that is there may have room for so many; false if none was freed.
+    pub(super) fn sweep_for(&mut self, granules: u32) -> bool {
+        let mut has_swept = false;
+        while !self.may_have_ready(granules) && self.sweep_lowest() {
+            has_swept = true;
+        }
+        has_swept
+    }
+
     /// Makes the granules of all freed areas free.
     pub(super) fn sweep_all(&mut self) {
-        while self.sweep_lowest() {}
+        while let Some(at) = self.directory.take_freed() {
+            if let Place::Chunk(chunk) = self.directory.get(at) {
+                self.sweep(chunk, |body| 0..body.map.pages());
+            }
+        }
     }
 
     #[inline]
@@ -499,8 +521,8 @@ impl State {
 
     /// Counts the areas of a run, of `len_bytes` each, as live, one of which is handed out for a request of `bytes`.
     pub(super) fn count_run(&mut self, areas: u32, len_bytes: usize, bytes: usize) {
-        let areas = u64::from(areas);
         self.retry_in = self.retry_in.saturating_sub(1);
+        let areas = u64::from(areas);
         let stats = &mut self.stats;
         stats.live += areas;
         stats.live_peak = stats.live_peak.max(stats.live);

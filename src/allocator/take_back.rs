@@ -73,7 +73,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// Sweeps a page if nobody is in the way. There is no need: it is done at the latest when a request finds no room.
     #[inline(never)]
-    fn sweep_page(&self, place: u32, chunk: NonNull<Chunk>, granule: u32) {
+    pub(super) fn sweep_page(&self, place: u32, chunk: NonNull<Chunk>, granule: u32) {
         match self.state.try_lock() {
             Some(mut state) => {
                 state.sweep_page(place, chunk, granule);
@@ -132,6 +132,24 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
         self.note_due(&state);
         Ok(())
+    }
+
+    /// Place of the chunk and granule of its unit of a granule of the window; whether there is such a place, and the unit is that
+    /// long, is not asked.
+    #[inline]
+    pub(super) fn place_of(&self, granule: u32) -> (u32, u32) {
+        match self.geometry.pitch_shift {
+            Some(shift) => {
+                let shift = shift - GRANULE_BYTES.trailing_zeros();
+                // A pitch of 2^32 granules and more has one place within reach.
+                let place = granule.checked_shr(shift).unwrap_or(0);
+                (place, granule - place.unbounded_shl(shift))
+            }
+            None => {
+                let pitch = (self.geometry.window.pitch_bytes / GRANULE_BYTES) as u32;
+                (granule / pitch, granule % pitch)
+            }
+        }
     }
 
     /// Place of the chunk and offset in its unit of a neutral address, if it lies in a unit of the window.

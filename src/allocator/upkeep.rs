@@ -46,6 +46,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// Runs the upkeep. It may sleep, and takes no longer than what there is to give back and to prepare.
     pub fn upkeep(&self) -> UpkeepReport {
+        self.sweep();
+        self.keep_up()
+    }
+
+    /// [`upkeep`](Self::upkeep) of what is known to be free: freed areas that have not been swept keep their pages.
+    fn keep_up(&self) -> UpkeepReport {
         let target = {
             let mut state = self.state.lock();
             // Twice what was wanted since the last time; what was not wanted is unlearned slowly.
@@ -73,6 +79,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// more stays for the next ones: see [`trim_metadata`](Self::trim_metadata).
     pub fn trim(&self, spare_chunks: u32) -> UpkeepReport {
         self.release_quarantine();
+        self.sweep();
         self.state.lock().stats.spare_target = self.policy.spare_chunks;
         let report = self.settle(0, spare_chunks);
         self.note_due(&self.state.lock());
@@ -91,19 +98,22 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     #[inline(never)]
     fn sweep_or_upkeep(&self) {
         if self.has_sign(SWEEP_DUE) {
-            let mut state = self.state.lock();
-            self.set_sign(SWEEP_DUE, false);
-            state.sweep_all();
-            self.note_due(&state);
+            self.sweep();
         }
         if self.has_sign(UPKEEP_DUE) {
-            self.upkeep();
+            self.keep_up();
         }
     }
 
-    fn settle(&self, keep_pages: u32, spare_chunks: u32) -> UpkeepReport {
+    /// Makes the granules of all freed areas free.
+    fn sweep(&self) {
+        let mut state = self.state.lock();
         self.set_sign(SWEEP_DUE, false);
-        self.state.lock().sweep_all();
+        state.sweep_all();
+        self.note_due(&state);
+    }
+
+    fn settle(&self, keep_pages: u32, spare_chunks: u32) -> UpkeepReport {
         let mut report = UpkeepReport {
             pages_given_back: self.give_back(keep_pages),
             ..UpkeepReport::default()

@@ -131,7 +131,7 @@ impl AreaMap {
         self.free_granules
     }
 
-    /// Length of the longest free run in memory that is there, in granules: what [`find`](Self::find) can serve.
+    /// No free run in memory that is there is longer, in granules: what [`find`](Self::find) may serve.
     #[inline]
     pub(crate) fn longest(&self) -> u32 {
         self.runs.longest()
@@ -186,17 +186,22 @@ impl AreaMap {
     /// A place for `len` granules aligned to `align` granules (a power of two, at most a page): the lowest, but for
     /// requests whose alignment the holes on the way cannot serve, unless every effort is to be made.
     #[inline]
-    pub(crate) fn find(&self, len: u32, align: u32, effort: Effort) -> Option<u32> {
-        let page = self.runs.first(len)?;
-        match self.runs.fit_in(self.marks.occupied(), page, len, align) {
-            Some(start) => Some(start),
-            None => self.find_above(page, len, align, effort),
+    pub(crate) fn find(&mut self, len: u32, align: u32, effort: Effort) -> Option<u32> {
+        loop {
+            let page = self.runs.first(len)?;
+            let found = self.runs.fit_in(self.marks.occupied(), page, len, align);
+            if found.is_some() {
+                return found;
+            }
+            if !self.runs.mend(self.marks.occupied(), page) {
+                return self.find_above(page, len, align, effort);
+            }
         }
     }
 
     /// [`find`](Self::find) when `page`, the first with a run that is long enough, has none for the alignment.
     #[cold]
-    fn find_above(&self, page: u32, len: u32, align: u32, effort: Effort) -> Option<u32> {
+    fn find_above(&mut self, page: u32, len: u32, align: u32, effort: Effort) -> Option<u32> {
         let mut tries = match effort {
             Effort::Bounded => MISALIGNED_PAGES,
             Effort::Exhaustive => u32::MAX,
@@ -208,11 +213,19 @@ impl AreaMap {
             if found.is_some() {
                 return found;
             }
-            tries -= 1;
-            from = page + 1;
+            // A bound that misled is right now, and does not count.
+            if !self.runs.mend(self.marks.occupied(), page) {
+                tries -= 1;
+                from = page + 1;
+            }
         }
-        let page = self.runs.first(len + align - 1)?;
-        self.runs.fit_in(self.marks.occupied(), page, len, align)
+        loop {
+            let page = self.runs.first(len + align - 1)?;
+            let found = self.runs.fit_in(self.marks.occupied(), page, len, align);
+            if found.is_some() || !self.runs.mend(self.marks.occupied(), page) {
+                return found;
+            }
+        }
     }
 
     /// Marks `len` free granules at `start` as one area; returns how many visible pages are touched that no area
@@ -226,15 +239,13 @@ impl AreaMap {
         self.free_granules -= len;
         let (word, bit) = (start / u64::BITS, start % u64::BITS);
         let occupied = self.marks.occupied();
-        if let Some((bits, (left, right))) =
-            bitmap::enclosed(occupied.word(word as usize), bit, len)
-        {
-            self.marks.take_in_word(word as usize, bits);
+        let around = bitmap::enclosed(occupied.word(word as usize), bit, len);
+        self.marks.take(start..start + len);
+        if let Some((_, (left, right))) = around {
             let (page, run) = (self.page_len.page(start), start - left..start + len + right);
-            self.runs.took_inside(occupied, page, run, (left, right));
+            self.runs.took_inside(page, run, (left, right));
             return 0;
         }
-        self.marks.take(start..start + len);
         self.runs.took(occupied, start..start + len)
     }
 
@@ -261,28 +272,71 @@ impl AreaMap {
     /// Frees the area that starts at `start`, and its granules.
     #[inline]
     pub(crate) fn release(&mut self, start: u32) -> Result<Released, NoArea> {
-        let area = self.area_at(start)?;
-        if !self.marks.end(start) {
-            return Err(NoArea::Free);
-        }
-        Ok(self.retire(area))
+        self.area_end(start)?;
+        let end = self.marks.remove(start).ok_or(NoArea::Free)?;
+        Ok(self.note_free(start..end))
     }
 
-    /// Makes the granules of areas that lie one behind the other, none of which is live, free.
+    /// Makes the granules of areas that lie one behind the other free, live or not; also returns how many were not.
+    pub(crate) fn release_all(&mut self, areas: Range<u32>) -> (Released, u32) {
+        let wrong = self.marks.clear(areas.clone());
+        (self.note_free(areas), wrong)
+    }
+
+    /// Makes the granules of the freed areas free that start in `page`, but for those of which `is_kept` says so by where they
+    /// start; `each` is told their lengths. `None` if there are none.
     #[inline]
-    pub(crate) fn retire(&mut self, areas: Range<u32>) -> Released {
+    pub(crate) fn sweep_page(
+        &mut self,
+        page: u32,
+        is_kept: impl Fn(u32) -> bool,
+        mut each: impl FnMut(u32),
+    ) -> Option<Released> {
+        self.marks.begin_sweep(page);
+        let mut all: Option<Released> = None;
+        for index in self.marks.words_of(page) {
+            if !self.marks.has_freed(index) {
+                continue;
+            }
+            let Some((mut gone, end)) = self.marks.sweep_word(index, &is_kept, &mut each) else {
+                continue;
+            };
+            let first = index as u32 * u32::BITS;
+            while gone != 0 {
+                let start = gone.trailing_zeros();
+                let stop = start + (gone >> start).trailing_ones();
+                gone &= gone.wrapping_add(1 << start);
+                // The last may go on behind the word.
+                let stop = if stop == u32::BITS { end } else { first + stop };
+                let released = self.note_free(first + start..stop);
+                let all = all.get_or_insert(Released {
+                    end,
+                    emptied_pages: 0,
+                    neighbours: Neighbours::NoneVacant,
+                });
+                all.emptied_pages += released.emptied_pages;
+                if released.neighbours == Neighbours::SomeVacant {
+                    all.neighbours = Neighbours::SomeVacant;
+                }
+            }
+        }
+        all
+    }
+
+    /// Notes that granules are free which were areas.
+    #[inline]
+    fn note_free(&mut self, areas: Range<u32>) -> Released {
         let Range { start, end } = areas;
         let len = end - start;
         self.free_granules += len;
         let (word, bit) = (start / u64::BITS, start % u64::BITS);
-        self.marks.clear(areas.clone());
         let occupied = self.marks.occupied();
         // A hidden page is left alone: no run of it is recorded.
         if let Some((_, (left, right))) = bitmap::enclosed(occupied.word(word as usize), bit, len)
             && self.runs.is_ready(self.page_len.page(start))
         {
             let (page, run) = (self.page_len.page(start), start - left..end + right);
-            self.runs.released_inside(page, run, (left, right));
+            self.runs.released_inside(page, run);
             return Released {
                 end,
                 emptied_pages: 0,
@@ -303,28 +357,15 @@ impl AreaMap {
         self.marks.next_freed_page(pages)
     }
 
-    /// Notes that `page` is about to be swept; returns its granules.
-    pub(crate) fn begin_sweep(&mut self, page: u32) -> Range<u32> {
-        self.marks.begin_sweep(page);
-        self.page_len.granules(page..page + 1)
-    }
-
-    /// The first freed area that starts in `granules`.
-    #[inline]
-    pub(crate) fn next_freed(&self, granules: Range<u32>) -> Option<Range<u32>> {
-        let start = bitmap::next_where(granules.clone(), |word| self.marks.freed_starts(word));
-        (start < granules.end).then(|| start..self.marks.area_end(start))
-    }
-
     /// Marks the live area that starts at `start` as freed; false if there is none.
     #[inline]
     pub(crate) fn end_area(&self, start: u32) -> bool {
         self.marks.end(start)
     }
 
-    /// Makes the freed area that starts at `start` live again.
-    pub(crate) fn revive(&self, start: u32) {
-        self.marks.revive(start);
+    /// Makes the freed area of `len` granules that starts at `start` live again; false if there is none.
+    pub(crate) fn reuse(&self, start: u32, len: u32) -> bool {
+        self.marks.reuse(start, len)
     }
 
     /// Whether a freed area starts at `granule`.
@@ -336,11 +377,6 @@ impl AreaMap {
     /// The granules of the area that starts at `start`.
     pub(crate) fn area_at(&self, start: u32) -> Result<Range<u32>, NoArea> {
         Ok(start..self.area_end(start)?)
-    }
-
-    /// The end of the area that starts at `start`, live or freed.
-    pub(crate) fn end_of(&self, start: u32) -> u32 {
-        self.marks.area_end(start)
     }
 
     /// The end of the live area that starts at `start`: the next area's start or the next free granule.

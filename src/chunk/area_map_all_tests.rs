@@ -54,7 +54,7 @@ fn check_changes(map: &mut AreaMap, blocks: &[Range<u32>], used: u32) {
 }
 
 /// Searches find the lowest place, by the definition.
-fn check_searches(map: &AreaMap) {
+fn check_searches(map: &mut AreaMap) {
     let runs = map.runs_seen(|page| map.is_ready(page));
     for len in [1, 2, 3, 30, 31, 32, 33, 62, 63, 64, 65, 95, 128, 129, 192] {
         for align in [1, 2, 32, 64] {

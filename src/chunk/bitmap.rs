@@ -143,6 +143,59 @@ pub(crate) fn start_where(range: Range<u32>, bits: impl Fn(usize) -> u64) -> u32
     (word * WORD + WORD - stops.leading_zeros()).max(range.start)
 }
 
+/// Calls `each` with the start and the length of runs of clear bits, in order, but for the last if it ends with the words:
+/// returns its length, or 0. What `each` returns is a length: runs that are no longer are left out from then on.
+pub(crate) fn long_runs(
+    words: &(impl Words + ?Sized),
+    mut each: impl FnMut(u32, u32) -> u32,
+) -> u32 {
+    let mut least = 0;
+    // Clear bits just before the current word.
+    let mut run = 0;
+    for index in 0..words.count() {
+        let word = words.word(index);
+        let base = index as u32 * WORD;
+        if word == 0 {
+            run += WORD;
+            continue;
+        }
+        let lead = word.trailing_zeros();
+        if run + lead > least {
+            least = each(base - run, run + lead);
+        }
+        run = word.leading_zeros();
+        let mut inside = !word & (u64::MAX << lead) & (u64::MAX >> run);
+        if !has_run(inside, least + 1) {
+            continue;
+        }
+        while inside != 0 {
+            let start = inside.trailing_zeros();
+            let len = (inside >> start).trailing_ones();
+            if len > least {
+                least = each(base + start, len);
+            }
+            inside &= inside.wrapping_add(1 << start);
+        }
+    }
+    run
+}
+
+/// Whether a word has `len` set bits in a row, at least one.
+#[inline]
+fn has_run(mut word: u64, len: u32) -> bool {
+    if len > WORD {
+        return false;
+    }
+    // After each step bit i says that the `have` bits from i on are set.
+    let mut have = 1;
+    while have < len {
+        let shift = have.min(len - have);
+        word &= word >> shift;
+        have += shift;
+    }
+    word != 0
+}
+
 /// The bits `start..start + len` of `word`, and how many clear bits lie before and behind them, if the word shows the set
 /// bits where these end.
 #[inline]
@@ -321,6 +374,34 @@ mod tests {
                     next_set(&words[..], at..256),
                     (at..256).find(|&i| get(&words[..], i)).unwrap_or(256)
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn long_runs_agree_with_their_definition() {
+        for words in samples() {
+            for least in [0, 1, 3, 10, 63, 64, 100] {
+                let mut all = std::vec![];
+                let mut at = 0;
+                while at < 256 {
+                    let start = next_clear(&words[..], at..256);
+                    at = next_set(&words[..], start..256);
+                    if start < 256 {
+                        all.push((start, at - start));
+                    }
+                }
+                let last = all.pop_if(|(start, len)| *start + *len == 256);
+                let mut seen = std::vec![];
+                let end = long_runs(&words[..], |start, len| {
+                    seen.push((start, len));
+                    least
+                });
+                assert_eq!(end, last.map_or(0, |(_, len)| len));
+                // The first is seen however long it is.
+                let mut is_first = true;
+                all.retain(|(_, len)| core::mem::take(&mut is_first) || *len > least);
+                assert_eq!(seen, all, "{words:x?} {least}");
             }
         }
     }

@@ -1,16 +1,16 @@
 //! Where the free runs of a region are.
 //!
 //! A run belongs to the page that it starts in, and counts whole there, however many pages it goes on through. A tree of
-//! maxima over the pages, each with the longest run that starts in it, finds the lowest page with a run that is long
-//! enough; the marks of that page tell where. A change touches the records of one or two pages: that of the run beside
-//! it, and, where a run is cut or joined at a page border, that of the next one. Most changes leave the longest run of
-//! the page alone and the tree as it is.
+//! maxima over the pages, each with a bound for the runs that start in it, finds the lowest page that may have a run that is
+//! long enough; the marks of that page tell where, or that there is none, and then its bound is put right. A change touches
+//! the records of one or two pages: that of the run beside it, and, where a run is cut or joined at a page border, that of
+//! the next one. Most changes leave the bound of the page alone and the tree as it is.
 //!
 //! Three bits per page say which pages searches see ([`Visibility`]) and which no area touches, so that a run that goes
 //! on through many free pages is followed by the word.
 //!
-//! Invariants: `longest` of a visible page is the length of the longest run that starts in it, of another page 0; the
-//! page's [`Record`] says how many are as long and bounds the others; a page is not both `ready` and `vacant`; of the
+//! Invariants: no run that starts in a visible page is longer than its `longest`, which is 0 for other pages; the page's
+//! [`Record`] says which is as long, if that is known, and bounds the others; a page is not both `ready` and `vacant`; of the
 //! ready pages, `untouched` has those without a used granule. What is used stands in the [marks](super::marks), which
 //! the map passes to every call.
 
@@ -124,7 +124,7 @@ impl FreeRuns {
         self.records.len() as u32
     }
 
-    /// The length of the longest run.
+    /// No run is longer.
     pub(super) fn longest(&self) -> u32 {
         self.longest.max()
     }
@@ -163,19 +163,18 @@ impl FreeRuns {
         (start < pages).then(|| start..bitmap::next_clear(&*self.vacant, start..pages))
     }
 
-    /// The lowest page that a run of at least `len` granules starts in.
+    /// The lowest page that a run of at least `len` granules may start in.
     #[inline]
     pub(super) fn first(&self, len: u32) -> Option<u32> {
         self.longest.first(len)
     }
 
-    /// The lowest page, `from` or above, that a run of at least `len` granules starts in.
+    /// The lowest page, `from` or above, that a run of at least `len` granules may start in.
     pub(super) fn find(&self, len: u32, from: u32) -> Option<u32> {
         self.longest.find(len, from)
     }
 
-    /// The lowest place for `len` granules aligned to `align` in the runs that start in `page`, the longest of which has as
-    /// many.
+    /// The lowest place for `len` granules aligned to `align` in the runs that start in `page`, which may have as many.
     #[inline]
     pub(super) fn fit_in(
         &self,
@@ -185,7 +184,7 @@ impl FreeRuns {
         align: u32,
     ) -> Option<u32> {
         let record = &self.records[page as usize];
-        if record.ties == 1 && record.runner_up < len && record.longest_at != NOWHERE {
+        if record.runner_up < len && record.longest_at != NOWHERE {
             // No other run will do.
             let start = record.longest_at.next_multiple_of(align);
             let end = record.longest_at + self.longest.get(page);
@@ -236,35 +235,18 @@ impl FreeRuns {
     /// Notes that `run`, inside `page` between used granules, has lost the part between `left` granules at its start and
     /// `right` at its end.
     #[inline]
-    pub(super) fn took_inside(
-        &mut self,
-        used: Occupied<'_>,
-        page: u32,
-        run: Range<u32>,
-        (left, right): (u32, u32),
-    ) {
-        if run.end - run.start == self.longest.get(page) {
-            self.cut(
-                used,
-                page,
-                run.start,
-                [(run.start, left), (run.end - right, right)],
-            );
-        }
+    pub(super) fn took_inside(&mut self, page: u32, run: Range<u32>, (left, right): (u32, u32)) {
+        self.cut(
+            page,
+            run.start,
+            [(run.start, left), (run.end - right, right)],
+        );
     }
 
-    /// Notes that `run`, inside `page` between used granules, is free, of which only `left` granules at its start and
-    /// `right` at its end were.
+    /// Notes that `run`, inside `page` between used granules, is free, and that not all of it was.
     #[inline]
-    pub(super) fn released_inside(
-        &mut self,
-        page: u32,
-        run: Range<u32>,
-        (left, right): (u32, u32),
-    ) {
-        if run.end - run.start > self.records[page as usize].runner_up {
-            self.grow(page, run, [left, right]);
-        }
+    pub(super) fn released_inside(&mut self, page: u32, run: Range<u32>) {
+        self.grow(page, run);
     }
 
     /// Notes that the free run that `area` was part of has lost it; its bits are set. Returns how many visible pages no
@@ -285,17 +267,12 @@ impl FreeRuns {
         bitmap::clear_bit(&mut self.untouched, page);
         let next = self.page_len.page(area.end);
         let (left, right) = ((start, area.start - start), (area.end, end - area.end));
-        let is_longest = end - start == self.longest.get(home);
         if next == home {
-            if is_longest {
-                self.cut(used, home, start, [left, right]);
-            }
+            self.cut(home, start, [left, right]);
         } else {
-            if is_longest {
-                self.cut(used, home, start, [left, (0, 0)]);
-            }
+            self.cut(home, start, [left, (0, 0)]);
             if right.1 > 0 {
-                self.grow(next, area.end..end, [0, 0]);
+                self.grow(next, area.end..end);
             }
         }
         u32::from(was_untouched)
@@ -307,7 +284,10 @@ impl FreeRuns {
     pub(super) fn released(&mut self, used: Occupied<'_>, area: Range<u32>) -> (Range<u32>, u32) {
         let page = self.page_len.page(area.start);
         if self.page_len.page(area.end - 1) != page || !self.is_ready(page) {
-            return self.released_pages(used, area);
+            let pages = self.page_len.pages_of(area.clone());
+            let emptied = self.released_pages(used, pages.clone());
+            let start = self.run_start(used, pages.start, area.start);
+            return (start..self.run_end(used, pages.end - 1, area.end), emptied);
         }
         let Record { longest_at, .. } = self.records[page as usize];
         let is_longest_before =
@@ -322,20 +302,17 @@ impl FreeRuns {
             _ => self.run_end(used, page, area.end),
         };
         let home = self.page_len.page(start);
-        let (left, mut right) = (area.start - start, end - area.end);
-        if next != home && right > 0 {
+        if next != home && end > area.end {
             // The run behind is a part of this one now.
-            if right == self.longest.get(next) {
-                self.cut(used, next, area.end, [(0, 0); 2]);
-            }
-            right = 0;
+            self.cut(next, area.end, [(0, 0); 2]);
         }
-        self.grow(home, start..end, [left, right]);
+        self.grow(home, start..end);
         let Range {
             start: page_start,
             end: page_end,
         } = self.page_len.granules(page..page + 1);
-        let is_untouched = start <= page_start && end >= page_end;
+        let is_untouched =
+            start <= page_start && end >= page_end && !bitmap::get(&*self.untouched, page);
         if is_untouched {
             bitmap::set_bit(&mut self.untouched, page);
         }
@@ -351,19 +328,18 @@ impl FreeRuns {
         opens as u32
     }
 
-    /// [`released`](Self::released) for an area of more than one page, or of pages that searches do not see.
-    fn released_pages(&mut self, used: Occupied<'_>, area: Range<u32>) -> (Range<u32>, u32) {
-        let pages = self.page_len.pages_of(area.clone());
+    /// Notes that areas which touched all of `pages` are free. Returns how many visible pages no area touches any more.
+    fn released_pages(&mut self, used: Occupied<'_>, pages: Range<u32>) -> u32 {
         let mut emptied = 0;
         for page in pages.clone() {
-            if used.is_clear(self.page_len.words(page..page + 1)) {
+            let is_untouched = bitmap::get(&*self.untouched, page);
+            if !is_untouched && used.is_clear(self.page_len.words(page..page + 1)) {
                 bitmap::set_bit(&mut self.untouched, page);
                 emptied += u32::from(self.is_ready(page));
             }
         }
-        self.recount_around(used, pages.clone());
-        let start = self.run_start(used, pages.start, area.start);
-        (start..self.run_end(used, pages.end - 1, area.end), emptied)
+        self.recount_around(used, pages);
+        emptied
     }
 
     /// Sets which searches see `pages`.

@@ -8,11 +8,14 @@
 //! | 1 | 1 | starts a live area |
 //! | 0 | 1 | starts a freed area, which keeps its granules until it is swept |
 //!
-//! Freeing an area is to clear one bit, `body` of its first granule, by a LOCKed step: any CPU may do it, without the
-//! allocator's lock, and of two that free the same area one finds the bit clear. (That an area starts there is asked before. A
-//! wrong free that is held up in between, while others free the area and take what was there, is out of reach.) Nothing else is ever done to the bits
-//! without the lock. So whether a granule is occupied (`body` or `start`), and where areas end, stays as it is while
-//! somebody holds the lock: all that is known of free runs is known of these.
+//! Both bits of 32 granules stand in one word, so that one LOCKed step changes all that a granule is, and finds out what it
+//! was. Freeing an area is such a step, and so is making a freed one live again: any CPU may do either, without the
+//! allocator's lock, and of two that want the same area one gets it. All else is done with the lock held.
+//!
+//! Whoever looks without the lock sees no area longer or shorter than it is: of an area that lies in several words, the word
+//! in which it starts is written last when it is taken, and first when its granules become free. So whether a granule is
+//! occupied (`body` or `start`), and where areas end, stays as it is while somebody holds the lock: all that is known of
+//! free runs is known of these.
 //!
 //! Beside them stands which pages have areas to be swept, and about how many (CPUs that count at the same time may count
 //! one for two).
@@ -30,8 +33,7 @@ use crate::sync::{AtomicU8, AtomicU64, Ordering, full_fence};
 pub(super) struct MarksLayout {
     pages: u32,
     page_len: PageLen,
-    body_at: usize,
-    start_at: usize,
+    words_at: usize,
     freed_at: usize,
     freed_pages_at: usize,
 }
@@ -42,12 +44,11 @@ impl MarksLayout {
         pages: u32,
         page_len: PageLen,
     ) -> Result<Self, core::alloc::LayoutError> {
-        let words = page_len.words(0..pages).len();
+        let words = 2 * page_len.words(0..pages).len();
         Ok(Self {
             pages,
             page_len,
-            body_at: block.array::<AtomicU64>(words)?,
-            start_at: block.array::<AtomicU64>(words)?,
+            words_at: block.array::<AtomicU64>(words)?,
             freed_at: block.array::<AtomicU8>(pages as usize)?,
             freed_pages_at: block.array::<AtomicU64>(pages.div_ceil(u64::BITS) as usize)?,
         })
@@ -57,8 +58,7 @@ impl MarksLayout {
 /// The marks of a region.
 #[derive(Debug)]
 pub(crate) struct Marks {
-    body: MetaSlice<AtomicU64>,
-    start: MetaSlice<AtomicU64>,
+    words: MetaSlice<AtomicU64>,
     /// About how many areas that start in a page were freed since it was swept.
     freed: MetaSlice<AtomicU8>,
     /// Pages with any of these.
@@ -76,56 +76,122 @@ pub(crate) enum Freed {
 }
 
 /// Sets a bit that whoever sweeps clears before looking what there is. It is looked at after the mark was made, by a LOCKed
-/// step: if it is still set then, the sweep that clears it sees the mark.
+/// step: if it is still set then, the sweep that clears it sees the mark. Says whether it was clear.
 #[inline]
-pub(crate) fn note(bits: &[AtomicU64], at: u32) {
+pub(crate) fn note(bits: &[AtomicU64], at: u32) -> bool {
     let (word, bit) = place(at);
     full_fence();
-    if bits[word].load(Ordering::Relaxed) & bit == 0 {
-        bits[word].fetch_or(bit, Ordering::Release);
-    }
+    bits[word].load(Ordering::Relaxed) & bit == 0
+        && bits[word].fetch_or(bit, Ordering::Release) & bit == 0
 }
 
 /// Freed areas of a page that make it worth the while to sweep it.
 const RIPE: u8 = 16;
 
+/// Granules of a word.
+const GRANULES: u32 = 32;
+
+/// A granule's word, and which of its granules it is.
+#[inline]
+fn locate(granule: u32) -> (usize, u32) {
+    ((granule / GRANULES) as usize, granule % GRANULES)
+}
+
+/// In a word: what `body` says of a granule.
+#[inline]
+fn body_bit(at: u32) -> u64 {
+    1 << at
+}
+
+/// In a word: all that the granules of a half are.
+#[inline]
+fn both(granules: u32) -> u64 {
+    u64::from(granules) << GRANULES | u64::from(granules)
+}
+
+/// Some granules of a half.
+#[inline]
+fn some(granules: Range<u32>) -> u32 {
+    bitmap::mask(granules) as u32
+}
+
+#[inline]
+fn body(word: u64) -> u32 {
+    word as u32
+}
+
+#[inline]
+fn starts(word: u64) -> u32 {
+    (word >> GRANULES) as u32
+}
+
+/// Granules that are not free.
+#[inline]
+fn occupied(word: u64) -> u32 {
+    body(word) | starts(word)
+}
+
+/// Where live areas start.
+#[inline]
+fn live(word: u64) -> u32 {
+    starts(word) & body(word)
+}
+
+/// Where freed areas start.
+#[inline]
+fn freed(word: u64) -> u32 {
+    starts(word) & !body(word)
+}
+
+/// Granules that an area which goes on until there ends at.
+#[inline]
+fn ends(word: u64) -> u32 {
+    starts(word) | !body(word)
+}
+
+/// What two words say of 64 granules.
+#[inline]
+fn joined(words: &[AtomicU64], index: usize, what: impl Fn(u64) -> u32) -> u64 {
+    let [low, high] =
+        [2 * index, 2 * index + 1].map(|at| u64::from(what(words[at].load(Ordering::Acquire))));
+    high << GRANULES | low
+}
+
 /// Which granules are occupied.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Occupied<'a> {
-    body: &'a [AtomicU64],
-    start: &'a [AtomicU64],
+    words: &'a [AtomicU64],
 }
 
 impl Occupied<'_> {
-    /// Those of some words.
+    /// Those of some words, of 64 granules each.
     #[inline]
     pub(super) fn words(self, range: Range<usize>) -> Self {
         Self {
-            body: &self.body[range.clone()],
-            start: &self.start[range],
+            words: &self.words[2 * range.start..2 * range.end],
         }
     }
 
     /// Whether all granules of some words are free.
     pub(super) fn is_clear(self, range: Range<usize>) -> bool {
-        let words = self.words(range);
-        (0..words.count()).all(|index| words.word(index) == 0)
+        let words = self.words(range).words;
+        words.iter().all(|word| word.load(Ordering::Relaxed) == 0)
     }
 }
 
 impl Words for Occupied<'_> {
     #[inline]
     fn count(&self) -> usize {
-        self.body.len()
+        self.words.len() / 2
     }
 
     #[inline]
     fn word(&self, index: usize) -> u64 {
-        self.body[index].load(Ordering::Relaxed) | self.start[index].load(Ordering::Relaxed)
+        joined(self.words, index, occupied)
     }
 }
 
-/// A granule's word, and its bit there.
+/// A granule's bit in a bitmap.
 #[inline]
 fn place(granule: u32) -> (usize, u64) {
     ((granule / u64::BITS) as usize, 1 << (granule % u64::BITS))
@@ -138,13 +204,12 @@ impl Marks {
     /// `block` was allocated with the layout that `layout` was added to, and nothing else uses this part of it while
     /// the result lives.
     pub(super) unsafe fn new(block: NonNull<u8>, layout: &MarksLayout) -> Self {
-        let words = layout.page_len.words(0..layout.pages).len();
+        let words = 2 * layout.page_len.words(0..layout.pages).len();
         let pages = layout.pages as usize;
         // SAFETY: the offsets come from laying these arrays out in this block (promise of the caller).
         unsafe {
             Self {
-                body: MetaSlice::filled(block, layout.body_at, words, || AtomicU64::new(0)),
-                start: MetaSlice::filled(block, layout.start_at, words, || AtomicU64::new(0)),
+                words: MetaSlice::filled(block, layout.words_at, words, || AtomicU64::new(0)),
                 freed: MetaSlice::filled(block, layout.freed_at, pages, || AtomicU8::new(0)),
                 freed_pages: MetaSlice::filled(
                     block,
@@ -165,8 +230,7 @@ impl Marks {
         // SAFETY: the arrays are there (promise of the caller), and consist of atomic values.
         unsafe {
             Self {
-                body: MetaSlice::view(self.body.as_ptr(), self.body.len()),
-                start: MetaSlice::view(self.start.as_ptr(), self.start.len()),
+                words: MetaSlice::view(self.words.as_ptr(), self.words.len()),
                 freed: MetaSlice::view(self.freed.as_ptr(), self.freed.len()),
                 freed_pages: MetaSlice::view(self.freed_pages.as_ptr(), self.freed_pages.len()),
                 page_len: self.page_len,
@@ -174,51 +238,108 @@ impl Marks {
         }
     }
 
-    /// Marks the live area that starts at `granule` as freed, without the lock; returns whether it was there. Its granules
-    /// are to be made free by the caller then.
+    /// The length of the live area that starts at `granule`, if there is one: it stays what it is for as long as that is live.
     #[inline]
-    pub(super) fn end(&self, granule: u32) -> bool {
-        let (word, bit) = place(granule);
-        let starts = self.start.get(word);
-        starts.is_some_and(|starts| starts.load(Ordering::Relaxed) & bit != 0)
-            && self.clear_body(word, bit) & bit != 0
+    pub(super) fn live_len(&self, granule: u32) -> Option<u32> {
+        let (index, at) = locate(granule);
+        let word = self.words.get(index)?.load(Ordering::Acquire);
+        (live(word) >> at & 1 != 0).then(|| self.end_in(word, granule) - granule)
     }
 
-    /// Frees the live area that starts at `granule`, without the lock; `None` if there is none.
+    /// Marks the live area that starts at `granule` as freed, without the lock; false if there is none.
     ///
-    /// The memory is somebody else's once the page has been swept, which the holder of the lock may do at once.
+    /// The memory is somebody else's at once. Whoever calls says afterwards that there is something to sweep.
     #[inline]
-    pub(crate) fn free(&self, granule: u32) -> Option<Freed> {
-        let (word, bit) = place(granule);
-        let start = self.start.get(word)?.load(Ordering::Relaxed);
-        if start & bit == 0 {
-            return None;
+    pub(super) fn end(&self, granule: u32) -> bool {
+        let (index, at) = locate(granule);
+        let Some(word) = self.words.get(index) else {
+            return false;
+        };
+        let mut found = word.load(Ordering::Acquire);
+        while live(found) >> at & 1 != 0 {
+            // Whoever frees has done with the memory, whoever makes use of the granules may hand it out.
+            let ended = found & !body_bit(at);
+            match word.compare_exchange(found, ended, Ordering::SeqCst, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(now) => found = now,
+            }
         }
-        let body = self.clear_body(word, bit);
-        if body & bit == 0 {
-            return None;
-        }
+        false
+    }
+
+    /// Notes that an area was freed that starts at `granule`; says whether to sweep its page.
+    #[inline]
+    pub(super) fn ripen(&self, granule: u32) -> Freed {
         let page = self.page_len.page(granule);
         let counter = &self.freed[page as usize];
         let count = counter.load(Ordering::Relaxed);
         counter.store(count.saturating_add(1), Ordering::Relaxed);
         note(&self.freed_pages, page);
-        let live = start & body & !bit;
-        let is_ripe = count >= RIPE || (live == 0 && self.has_no_live_start(page, word));
-        Some(if is_ripe { Freed::Ripe } else { Freed::Unripe })
+        match count >= RIPE || self.has_no_live_start(page, locate(granule).0) {
+            true => Freed::Ripe,
+            false => Freed::Unripe,
+        }
     }
 
-    /// What stood in the word before. Whoever frees has done with the memory, whoever sweeps may hand it out.
+    /// Makes the freed area that starts at `granule` live again, without the lock; false if there is none of that length, and then
+    /// there may be something to sweep.
     #[inline]
-    fn clear_body(&self, word: usize, bit: u64) -> u64 {
-        self.body[word].fetch_and(!bit, Ordering::SeqCst)
+    pub(super) fn reuse(&self, granule: u32, len: u32) -> bool {
+        let (index, at) = locate(granule);
+        let Some(word) = self.words.get(index) else {
+            return false;
+        };
+        let mut found = word.load(Ordering::Acquire);
+        loop {
+            if freed(found) >> at & 1 == 0 || self.end_in(found, granule) != granule + len {
+                return false;
+            }
+            let live = found | body_bit(at);
+            match word.compare_exchange(found, live, Ordering::SeqCst, Ordering::Acquire) {
+                Ok(_) => break,
+                Err(now) => found = now,
+            }
+        }
+        if at + len <= GRANULES || self.area_end(granule) == granule + len {
+            return true;
+        }
+        // Its granules have become those of another area while the words behind the first were looked at.
+        if self.end(granule) {
+            self.note_page_of(granule);
+        }
+        false
     }
 
-    /// Whether no live area starts in `page`. Looks at the words behind `word` first: who frees many often does it in order.
+    /// Where the area that starts at `start` ends, whose word is `word`.
+    #[inline]
+    fn end_in(&self, word: u64, start: u32) -> u32 {
+        match ends(word) >> (start % GRANULES) >> 1 {
+            0 => self.end_behind(start),
+            ends => start + 1 + ends.trailing_zeros(),
+        }
+    }
+
+    /// Where the area that starts at `start` ends, which reaches the end of its first word.
+    #[inline(never)]
+    fn end_behind(&self, start: u32) -> u32 {
+        let mut index = locate(start).0 + 1;
+        while let Some(word) = self.words.get(index) {
+            let ends = ends(word.load(Ordering::Acquire));
+            if ends != 0 {
+                return index as u32 * GRANULES + ends.trailing_zeros();
+            }
+            index += 1;
+        }
+        index as u32 * GRANULES
+    }
+
+    /// Whether no live area starts in `page`. Looks at the words from `word` on first: who frees many often does it in order.
     fn has_no_live_start(&self, page: u32, word: usize) -> bool {
-        let words = self.page_len.words(page..page + 1);
-        let is_live = |word| self.live_starts(word) != 0;
-        !(word + 1..words.end).any(is_live) && !(words.start..word).any(is_live)
+        let pairs = self.page_len.words(page..page + 1);
+        let is_live = |word: &AtomicU64| live(word.load(Ordering::Relaxed)) != 0;
+        let (before, behind) =
+            self.words[2 * pairs.start..2 * pairs.end].split_at(word - 2 * pairs.start);
+        !behind.iter().any(is_live) && !before.iter().any(is_live)
     }
 
     /// The lowest of `pages` with an area that was freed and has not been swept.
@@ -230,20 +351,17 @@ impl Marks {
     }
 
     /// Has the page of `granule` looked at by the next sweep.
-    pub(super) fn note_page_of(&self, granule: u32) {
-        note(&self.freed_pages, self.page_len.page(granule));
-    }
-
-    /// Makes a freed area live again.
-    pub(super) fn revive(&self, start: u32) {
-        let (word, bit) = place(start);
-        self.body[word].fetch_or(bit, Ordering::AcqRel);
+    #[inline]
+    pub(super) fn note_page_of(&self, granule: u32) -> bool {
+        note(&self.freed_pages, self.page_len.page(granule))
     }
 
     /// Has every page looked at by the next sweep.
     #[cfg(all(feature = "std", target_os = "linux"))]
     pub(super) fn note_all(&self) {
-        (0..self.freed.len() as u32).for_each(|page| note(&self.freed_pages, page));
+        for page in 0..self.freed.len() as u32 {
+            note(&self.freed_pages, page);
+        }
     }
 
     /// Notes that `page` is about to be swept: what is freed from now on counts anew.
@@ -258,143 +376,201 @@ impl Marks {
     /// Which granules are occupied.
     #[inline]
     pub(super) fn occupied(&self) -> Occupied<'_> {
-        Occupied {
-            body: &self.body,
-            start: &self.start,
-        }
+        Occupied { words: &self.words }
     }
 
     /// What stands at `granule`: (body, start).
     #[inline]
     pub(super) fn at(&self, granule: u32) -> (bool, bool) {
-        let (word, bit) = place(granule);
-        let [body, start] =
-            [&self.body, &self.start].map(|marks| marks[word].load(Ordering::Relaxed));
-        (body & bit != 0, start & bit != 0)
+        let (index, at) = locate(granule);
+        let word = self.words[index].load(Ordering::Acquire);
+        (body(word) >> at & 1 != 0, starts(word) >> at & 1 != 0)
     }
 
     /// Marks free granules as used by nobody, for ever: no area starts there.
     pub(super) fn block(&self, granules: Range<u32>) {
-        self.set_body(granules);
+        for (index, at) in parts(granules) {
+            self.add(index, some(at).into());
+        }
     }
 
     /// Puts an end to the areas before `granule`, a blocked one.
     pub(super) fn end_areas_at(&self, granule: u32) {
-        self.set_start(granule);
+        let (index, at) = locate(granule);
+        self.add(index, body_bit(at) << GRANULES);
+    }
+
+    /// Marks free granules as areas of `len` granules each, the words from the last to the first.
+    #[inline]
+    pub(super) fn take_all(&self, areas: Range<u32>, len: u32) {
+        let mut start = areas.end - len;
+        for (index, at) in parts(areas.clone()).rev() {
+            let first = index as u32 * GRANULES;
+            let mut bits = u64::from(some(at.clone()));
+            while start >= first + at.start {
+                bits |= body_bit(start - first) << GRANULES;
+                if start == areas.start {
+                    break;
+                }
+                start -= len;
+            }
+            self.add(index, bits);
+        }
     }
 
     /// Marks free granules as one area.
     #[inline]
     pub(super) fn take(&self, area: Range<u32>) {
-        let start = area.start;
-        self.set_body(area);
-        self.set_start(start);
+        let (index, at) = locate(area.start);
+        let end = at + (area.end - area.start);
+        if end > GRANULES {
+            let len = area.end - area.start;
+            return self.take_all(area, len);
+        }
+        self.add(index, u64::from(some(at..end)) | body_bit(at) << GRANULES);
     }
 
-    /// Marks free granules, all in one word with the bits `bits`, as one area that starts at the lowest.
     #[inline]
-    pub(super) fn take_in_word(&self, word: usize, bits: u64) {
-        self.body[word].fetch_or(bits, Ordering::Relaxed);
-        self.add_starts(word, bits & bits.wrapping_neg());
+    fn add(&self, index: usize, bits: u64) {
+        self.words[index].fetch_or(bits, Ordering::Release);
     }
 
-    /// Marks free granules as areas of `len` granules each.
-    pub(super) fn take_all(&self, areas: Range<u32>, len: u32) {
-        let mut at = areas.start;
-        let end = areas.end;
-        self.set_body(areas);
-        while at < end {
-            let (word, _) = place(at);
-            let mut bits = 0;
-            while at < end && place(at).0 == word {
-                bits |= place(at).1;
-                at += len;
+    /// Marks the live area that starts at `start` free, with the lock held; the end of it, or `None` if there is none.
+    #[inline]
+    pub(super) fn remove(&self, start: u32) -> Option<u32> {
+        let (index, at) = locate(start);
+        let word = self.words.get(index)?;
+        let mut found = word.load(Ordering::Acquire);
+        loop {
+            if live(found) >> at & 1 == 0 {
+                return None;
             }
-            self.add_starts(word, bits);
+            let end = self.end_in(found, start);
+            let here = some(at..(at + (end - start)).min(GRANULES));
+            match word.compare_exchange(
+                found,
+                found & !both(here),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => {
+                    self.clear_behind(start, end);
+                    return Some(end);
+                }
+                Err(now) => found = now,
+            }
         }
     }
 
-    /// Marks areas free, of which none is live: whoever calls has freed them.
+    /// Marks areas free that lie one behind the other, with the lock held; returns how many of them were not live.
+    pub(super) fn clear(&self, areas: Range<u32>) -> u32 {
+        let mut wrong = 0;
+        for (index, at) in parts(areas) {
+            let bits = both(some(at));
+            let was = self.words[index].fetch_and(!bits, Ordering::AcqRel);
+            wrong += freed(was & bits).count_ones();
+        }
+        wrong
+    }
+
+    /// Marks the freed areas free that start in one word, but for those of which `is_kept` says so by where they start, with
+    /// the lock held. `each` is told the length of every one. Returns which granules of the word they were, and where the last
+    /// ends, if there are any.
     #[inline]
-    pub(super) fn clear(&self, areas: Range<u32>) {
-        let mut at = areas.start;
-        while at < areas.end {
-            let (word, _) = place(at);
-            let first = word as u32 * u64::BITS;
-            let end = areas.end.min(first + u64::BITS);
-            let bits = bitmap::mask(at - first..end - first);
-            self.body[word].fetch_and(!bits, Ordering::Relaxed);
-            self.remove_starts(word, bits);
-            at = end;
+    pub(super) fn sweep_word(
+        &self,
+        index: usize,
+        is_kept: impl Fn(u32) -> bool,
+        mut each: impl FnMut(u32),
+    ) -> Option<(u32, u32)> {
+        let word = &self.words[index];
+        let first = index as u32 * GRANULES;
+        let mut found = word.load(Ordering::Acquire);
+        loop {
+            let (mut left, mut heads, mut gone, mut last) = (freed(found), 0, 0, None);
+            while left != 0 {
+                let at = left.trailing_zeros();
+                left &= left - 1;
+                if !is_kept(first + at) {
+                    let end = self.end_in(found, first + at);
+                    heads |= 1_u32 << at;
+                    gone |= some(at..(end - first).min(GRANULES));
+                    last = Some((first + at, end));
+                }
+            }
+            let (last, end) = last?;
+            let cleared = found & !both(gone);
+            match word.compare_exchange(found, cleared, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    while heads != 0 {
+                        let start = first + heads.trailing_zeros();
+                        heads &= heads - 1;
+                        each(match start == last {
+                            true => end - start,
+                            false => self.end_in(found, start) - start,
+                        });
+                    }
+                    self.clear_behind(last, end);
+                    return Some((gone, end));
+                }
+                // Somebody frees an area, or makes one live.
+                Err(now) => found = now,
+            }
+        }
+    }
+
+    /// The words of `page`.
+    pub(super) fn words_of(&self, page: u32) -> Range<usize> {
+        let pairs = self.page_len.words(page..page + 1);
+        2 * pairs.start..2 * pairs.end
+    }
+
+    /// Whether a freed area starts in a word.
+    #[inline]
+    pub(super) fn has_freed(&self, index: usize) -> bool {
+        freed(self.words[index].load(Ordering::Acquire)) != 0
+    }
+
+    /// Marks what an area has in the words behind its first as free, which is free there already.
+    #[inline]
+    fn clear_behind(&self, start: u32, end: u32) {
+        let behind = (locate(start).0 as u32 + 1) * GRANULES;
+        if behind < end {
+            for (index, at) in parts(behind..end) {
+                self.words[index].fetch_and(!both(some(at)), Ordering::AcqRel);
+            }
         }
     }
 
     /// The end of the area that starts at `start`, live or freed.
     #[inline]
     pub(super) fn area_end(&self, start: u32) -> u32 {
-        let (word, bit) = (start / u64::BITS, start % u64::BITS);
-        match self.ends(word as usize) >> bit >> 1 {
-            0 => self.area_end_behind(start),
-            ends => start + 1 + ends.trailing_zeros(),
-        }
+        let word = self.words[locate(start).0].load(Ordering::Acquire);
+        self.end_in(word, start)
     }
 
-    /// [`area_end`](Self::area_end) of an area that reaches the end of its first word.
-    pub(super) fn area_end_behind(&self, start: u32) -> u32 {
-        let end = self.body.len() as u32 * u64::BITS;
-        bitmap::next_where(start + 1..end, |word| self.ends(word))
+    /// Where areas start, live and freed ones, in 64 granules.
+    pub(super) fn starts(&self, index: usize) -> u64 {
+        joined(&self.words, index, starts)
     }
 
-    /// Where areas start, live and freed ones.
-    pub(super) fn starts(&self, word: usize) -> u64 {
-        self.start[word].load(Ordering::Relaxed)
+    /// Where live areas start, in 64 granules.
+    pub(super) fn live_starts(&self, index: usize) -> u64 {
+        joined(&self.words, index, live)
     }
+}
 
-    /// Where live areas start.
-    pub(super) fn live_starts(&self, word: usize) -> u64 {
-        self.start[word].load(Ordering::Relaxed) & self.body[word].load(Ordering::Acquire)
-    }
-
-    /// Where freed areas start that have not been swept.
-    #[inline]
-    pub(super) fn freed_starts(&self, word: usize) -> u64 {
-        self.start[word].load(Ordering::Relaxed) & !self.body[word].load(Ordering::Acquire)
-    }
-
-    /// Granules that an area which goes on until there ends at.
-    #[inline]
-    fn ends(&self, word: usize) -> u64 {
-        self.start[word].load(Ordering::Relaxed) | !self.body[word].load(Ordering::Relaxed)
-    }
-
-    #[inline]
-    fn set_body(&self, granules: Range<u32>) {
-        let mut at = granules.start;
-        while at < granules.end {
-            let (word, _) = place(at);
-            let first = word as u32 * u64::BITS;
-            let end = granules.end.min(first + u64::BITS);
-            let bits = bitmap::mask(at - first..end - first);
-            self.body[word].fetch_or(bits, Ordering::Relaxed);
-            at = end;
-        }
-    }
-
-    fn set_start(&self, granule: u32) {
-        let (word, bit) = place(granule);
-        self.add_starts(word, bit);
-    }
-
-    /// Only the holder of the lock writes starts. They are published by whoever hands the area out.
-    #[inline]
-    fn add_starts(&self, word: usize, bits: u64) {
-        let starts = self.starts(word) | bits;
-        self.start[word].store(starts, Ordering::Relaxed);
-    }
-
-    #[inline]
-    fn remove_starts(&self, word: usize, bits: u64) {
-        let starts = self.starts(word) & !bits;
-        self.start[word].store(starts, Ordering::Relaxed);
-    }
+/// The words that granules lie in, each with which of its granules they are.
+#[inline]
+fn parts(granules: Range<u32>) -> impl DoubleEndedIterator<Item = (usize, Range<u32>)> {
+    let Range { start, end } = granules;
+    let words = match start < end {
+        true => start / GRANULES..(end - 1) / GRANULES + 1,
+        false => 0..0,
+    };
+    words.map(move |word| {
+        let first = word * GRANULES;
+        let at = start.max(first) - first..end.min(first + GRANULES) - first;
+        (word as usize, at)
+    })
 }

@@ -420,6 +420,23 @@ unsafe impl LocalOps for ProcessOps {
         unsafe { rseq::read_pair(Way::known(), at).or_else(|| Self::peek_pair_slowly(at)) }
     }
 
+    #[inline(always)]
+    unsafe fn peek_word(at: usize) -> Option<u64> {
+        // SAFETY: the promise of the caller.
+        unsafe { rseq::read(Way::known(), at).or_else(|| Self::peek_word_slowly(at)) }
+    }
+
+    #[inline(always)]
+    unsafe fn replace_word(at: usize, old: u64, new: u64) -> bool {
+        // SAFETY: the promise of the caller.
+        unsafe {
+            match rseq::fetch(Way::known(), at, Change::Replace(old, new)) {
+                Some(found) => found == old,
+                None => Self::replace_word_slowly(at, old, new),
+            }
+        }
+    }
+
     fn remote_pairs() -> RemotePairs {
         match crate::global::method() {
             Method::Locked => RemotePairs::ByLockedStep,

@@ -140,6 +140,26 @@ unsafe impl<F: Fn()> Seat for Watched<F> {
         unsafe { self.seat.peek_pair(at) }
     }
 
+    unsafe fn peek_word(&self, at: usize) -> Option<u64> {
+        // SAFETY: the promise of the caller.
+        unsafe { self.seat.peek_word(at) }
+    }
+
+    unsafe fn replace_word(&self, at: usize, old: u64, new: u64) -> bool {
+        // SAFETY: the promise of the caller.
+        unsafe { self.seat.replace_word(at, old, new) }
+    }
+
+    unsafe fn read_link(&self, at: usize) -> u32 {
+        // SAFETY: the promise of the caller.
+        unsafe { self.seat.read_link(at) }
+    }
+
+    unsafe fn write_link(&self, at: usize, link: u32) {
+        // SAFETY: the promise of the caller.
+        unsafe { self.seat.write_link(at, link) }
+    }
+
     fn remote_pairs(&self) -> RemotePairs {
         self.seat.remote_pairs()
     }

@@ -16,6 +16,7 @@ mod late_cpus;
 mod machine;
 mod races;
 mod sharing;
+mod stashes;
 mod storm;
 #[cfg(target_os = "linux")]
 mod threads;

@@ -60,11 +60,3 @@ fn a_sweep_that_is_due_is_not_forgotten() {
         assert!(live == 0 || model.machine.pcpu.is_upkeep_due());
     });
 }
-
-impl Model {
-    /// Sweeps while others free.
-    fn assert_settled_later(&self) {
-        let live = self.machine.pcpu.stats().live;
-        assert!(live >= self.held.borrow().len() as u64);
-    }
-}

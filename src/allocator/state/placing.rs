@@ -16,7 +16,7 @@ use crate::unit::GRANULE_BYTES;
 /// `MISALIGNED_PAGES` of the area map.
 const MISALIGNED_CHUNKS: u32 = 4;
 
-/// A hole that a run is put into has room for so much, or so many of its areas, if there is any such hole.
+/// A hole that a run is put into has room for so many granules, or so many of its areas, if there is any such hole.
 const LEAST_GRANULES: u32 = 8;
 const LEAST_SLOTS: u32 = 2;
 
@@ -65,10 +65,16 @@ impl State {
         if flags.contains(AllocFlags::RESERVED) {
             return self.take(self.reserved?, granules, align);
         }
-        let place = self.directory.first_ready(granules)?;
-        match self.take_at(place, granules, align) {
-            Some(taken) => Some(taken),
-            None => self.take_ready_above(place, granules, align),
+        loop {
+            let place = self.directory.first_ready(granules)?;
+            let taken = self.take_at(place, granules, align);
+            if taken.is_some() {
+                return taken;
+            }
+            // A bound that was too high is right now.
+            if self.directory.first_ready(granules) == Some(place) {
+                return self.take_ready_above(place, granules, align);
+            }
         }
     }
 
@@ -85,8 +91,12 @@ impl State {
             from = place + 1;
         }
         // The lowest chunk with room whatever the alignment.
-        let place = self.directory.first_ready(granules + align - 1)?;
-        self.take_at(place, granules, align)
+        loop {
+            let place = self.directory.first_ready(granules + align - 1)?;
+            if let Some(taken) = self.take_at(place, granules, align) {
+                return Some(taken);
+            }
+        }
     }
 
     /// Takes an area for a request that memory that is there cannot serve: from pages without memory, from a spare chunk
@@ -166,11 +176,21 @@ impl State {
     }
 
     /// Whether memory that is there has room for `granules`, aligned to `align` granules, for certain.
-    pub(in crate::allocator) fn has_ready(&self, granules: u32, align: u32) -> bool {
-        self.directory.longest_ready() >= granules + align - 1
+    pub(in crate::allocator) fn has_ready(&mut self, granules: u32, align: u32) -> bool {
+        let len = granules + align - 1;
+        while let Some(place) = self.directory.first_ready(len) {
+            let Place::Chunk(chunk) = self.directory.get(place) else {
+                return false;
+            };
+            let found = self.edit_area(chunk, |body| body.map.find(len, 1, Effort::Bounded));
+            if found.is_some() {
+                return true;
+            }
+        }
+        false
     }
 
-    /// Whether the chunks in use have room for `granules`, aligned to `align` granules, for certain.
+    /// Whether the chunks in use have room for `granules`, aligned to `align` granules, as far as is known without a search.
     pub(in crate::allocator) fn has_room(&self, granules: u32, align: u32) -> bool {
         self.directory.longest_ready() >= granules + align - 1
             || self.directory.longest_certain() >= granules
@@ -231,22 +251,32 @@ impl State {
         wanted: u32,
     ) -> Option<(Taken, u32)> {
         let (len, align) = (class.len(), class.align());
-        let longest = self.directory.longest_ready().saturating_sub(align - 1);
-        let least = (LEAST_GRANULES / len)
-            .clamp(LEAST_SLOTS, MAX_SLOTS)
-            .min(longest / len)
-            .min(wanted);
-        if least < 2 {
-            return None;
+        loop {
+            let longest = self.directory.longest_ready().saturating_sub(align - 1);
+            let least = (LEAST_GRANULES / len)
+                .clamp(LEAST_SLOTS, MAX_SLOTS)
+                .min(longest / len)
+                .min(wanted);
+            if least < 2 {
+                return None;
+            }
+            let place = self.directory.first_ready(least * len + align - 1)?;
+            let Place::Chunk(chunk) = self.directory.get(place) else {
+                return None;
+            };
+            // If there is none, a bound was too high and is right now.
+            let taken = self.edit_area(chunk, |body| body.take_all(len, align, (least, wanted)));
+            if let Some((start, slots)) = taken {
+                let area = start..start + slots * len;
+                return Some((Taken { chunk, place, area }, slots));
+            }
         }
-        let place = self.directory.first_ready(least * len + align - 1)?;
-        let Place::Chunk(chunk) = self.directory.get(place) else {
-            return None;
-        };
-        let (start, slots) =
-            self.edit_area(chunk, |body| body.take_all(len, align, (least, wanted)))?;
-        let area = start..start + slots * len;
-        Some((Taken { chunk, place, area }, slots))
+    }
+
+    /// Whether memory that is there may have room for so many granules.
+    #[inline]
+    pub(in crate::allocator) fn may_have_ready(&self, granules: u32) -> bool {
+        self.directory.longest_ready() >= granules
     }
 
     /// Takes an area of the first chunk that is the instance's own, and counts as nobody's.

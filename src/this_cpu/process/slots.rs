@@ -5,7 +5,7 @@ use core::sync::atomic::AtomicU32;
 
 use super::rseq::{self, Way};
 use super::{Detour, Outcome, ProcessOps};
-use crate::this_cpu::{Pair, Put, locked, slots};
+use crate::this_cpu::{Change, Pair, Put, Word, locked, slots};
 
 impl ProcessOps {
     /// Takes the fast way as soon as it is open, or LOCKed steps on a copy of which all others do LOCKed steps too, and
@@ -39,6 +39,30 @@ impl ProcessOps {
             || unsafe { rseq::read_pair(Way::now(), at) },
             |copy| unsafe { locked::peek_pair(copy) },
         )
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) unsafe fn peek_word_slowly(at: usize) -> Option<u64> {
+        // SAFETY: the promise of the caller; the word is live on every unit.
+        Self::slot_slowly(
+            at,
+            || unsafe { rseq::read(Way::now(), at) },
+            |copy| unsafe { u64::load(copy.cast()) },
+        )
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) unsafe fn replace_word_slowly(at: usize, old: u64, new: u64) -> bool {
+        let change = Change::Replace(old, new);
+        // SAFETY: the promise of the caller; the word is live on every unit.
+        Self::slot_slowly(
+            at,
+            || unsafe { rseq::fetch(Way::now(), at, change) },
+            |copy| unsafe { u64::locked(copy.cast(), change) },
+        )
+        .is_some_and(|found| found == old)
     }
 
     #[cold]

@@ -1,0 +1,187 @@
+//! The second way through a CPU's cache: areas that belong to no run of the CPU are stashed when they are freed, and handed out
+//! again from there.
+//!
+//! A stash names freed areas, and owns none: its areas are swept like all others when room is wanted. Who takes one turns its
+//! mark back by a LOCKed step, and has the area if that succeeds.
+
+use lock_api::RawMutex;
+
+use super::runs::Caches;
+use super::state::State;
+use super::{PerCpuAllocator, WATCHED};
+use crate::backing::Backing;
+use crate::cache::{Class, MAX_LEN, REACH_GRANULES, Seat, Stash};
+use crate::request::{AllocFlags, FreeFlags};
+use crate::stats::Stats;
+use crate::sync::{self, Ordering};
+use crate::unit::GRANULE_BYTES;
+
+impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
+    /// An area out of the current CPU's stash: its address.
+    #[inline]
+    pub(super) fn take_stashed(
+        &self,
+        caches: &Caches,
+        seat: &impl Seat,
+        class: Class,
+        flags: AllocFlags,
+    ) -> Option<usize> {
+        let len = class.len();
+        let at = caches.stash_of(len);
+        // SAFETY: the table lives on every CPU, and its words are changed by a seat's operations only.
+        let mut stash = Stash::from_bits(unsafe { seat.peek_word(at)? });
+        let granule = stash.first(len)?;
+        if granule & (class.align() - 1) != 0 {
+            return None;
+        }
+        let address = self.geometry.window.base + granule as usize * GRANULE_BYTES;
+        let (place, in_unit) = self.place_of(granule);
+        if !self.places.reuse(place, in_unit, len) {
+            // It has been swept, and most likely so have the others.
+            // SAFETY: as above.
+            unsafe { seat.replace_word(at, stash.bits(), stash.cleared().bits()) };
+            return None;
+        }
+        // SAFETY: the area is ours, and live on every CPU that has memory.
+        let link = unsafe { seat.read_link(address) };
+        loop {
+            let left = stash.without(granule, link);
+            // SAFETY: as above.
+            if unsafe { seat.replace_word(at, stash.bits(), left.bits()) } {
+                return Some(address);
+            }
+            // SAFETY: as above.
+            let now = unsafe { seat.peek_word(at) }.map(Stash::from_bits);
+            match now.filter(|now| now.len() == len) {
+                Some(now) => stash = now,
+                // The caller has come to a CPU that has no such stash.
+                None => return self.count_stray(address, class, flags),
+            }
+        }
+    }
+
+    /// Counts an area that was taken from a stash where there is none to count it.
+    #[cold]
+    fn count_stray(&self, address: usize, class: Class, flags: AllocFlags) -> Option<usize> {
+        match self.lock(flags.contains(AllocFlags::TRY)) {
+            Some(mut state) => {
+                let bytes = class.len() as usize * GRANULE_BYTES;
+                state.stats.count_allocs(1, bytes);
+                Some(address)
+            }
+            None => {
+                if let Some((place, offset)) = self.locate(address) {
+                    self.places.free(place, (offset / GRANULE_BYTES) as u32);
+                }
+                None
+            }
+        }
+    }
+
+    /// Frees the area at `address`, which belongs to no run, and has the current CPU's stash name it. False if that is not
+    /// the way to free it; then nothing has changed.
+    #[inline]
+    pub(super) fn free_to_stash(&self, seat: &impl Seat, address: usize, flags: FreeFlags) -> bool {
+        let Some(caches) = &self.caches else {
+            return false;
+        };
+        let is_usual = (FreeFlags::ATOMIC | FreeFlags::TRY).contains(flags);
+        let from_base = address.wrapping_sub(self.geometry.window.base);
+        // Less than a granule counts too.
+        let granule = from_base.rotate_right(GRANULE_BYTES.trailing_zeros());
+        if granule >= REACH_GRANULES || !is_usual || address == caches.table {
+            return false;
+        }
+        let (place, in_unit) = self.place_of(granule as u32);
+        let Some(area) = self.places.live_area(place, in_unit) else {
+            return false;
+        };
+        let len = area.len();
+        if self.has_sign(WATCHED) || len > MAX_LEN {
+            return false;
+        }
+        let at = caches.stash_of(len);
+        // SAFETY: as in `take_stashed`.
+        let stash = unsafe { seat.peek_word(at) }.map(Stash::from_bits);
+        let more = stash.filter(|stash| stash.len() == len).and_then(|stash| {
+            // Areas of an even length are of use where they are aligned to as much.
+            let is_usual = len & 1 != 0 || granule & 1 == 0;
+            let has_room = stash.depth() * len < caches.stash_granules();
+            let more = stash
+                .with(granule as u32)
+                .filter(|_| is_usual && has_room)?;
+            // While the area is the caller's.
+            // SAFETY: nobody uses the area (promise of whoever frees it), which is live on every CPU that has memory.
+            unsafe { seat.write_link(address, stash.link()) };
+            Some((stash, more))
+        });
+        if !area.end() {
+            return false;
+        }
+        // SAFETY: as above.
+        let is_put =
+            |(old, new): (Stash, Stash)| unsafe { seat.replace_word(at, old.bits(), new.bits()) };
+        if more.is_some_and(is_put) {
+            area.note(&self.places);
+        } else if let Some((chunk, granule)) = area.ripen(&self.places) {
+            self.sweep_page(place, chunk, granule);
+        }
+        true
+    }
+
+    /// Adds up what the current CPU's stash for a class has handed out, and makes one for that class of it.
+    pub(super) fn settle_stash(
+        &self,
+        caches: &Caches,
+        seat: &impl Seat,
+        state: &mut State,
+        class: Class,
+    ) {
+        let at = caches.stash_of(class.len());
+        // SAFETY: as in `take_stashed`.
+        while let Some(bits) = unsafe { seat.peek_word(at) } {
+            let stash = Stash::from_bits(bits);
+            if !stash.is_due(class.len()) {
+                return;
+            }
+            // SAFETY: as above.
+            if unsafe { seat.replace_word(at, bits, stash.settled(class.len()).bits()) } {
+                let bytes = stash.len() as usize * GRANULE_BYTES;
+                state.stats.count_allocs(stash.taken().into(), bytes);
+                return;
+            }
+        }
+    }
+
+    /// Empties the current CPU's stashes.
+    pub(super) fn clear_stashes(&self, caches: &Caches, seat: &impl Seat) {
+        for at in caches.stashes() {
+            // SAFETY: as in `take_stashed`.
+            while let Some(bits) = unsafe { seat.peek_word(at) } {
+                let cleared = Stash::from_bits(bits).cleared().bits();
+                // SAFETY: as above.
+                if bits == cleared || unsafe { seat.replace_word(at, bits, cleared) } {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Counts what stashes have handed out.
+    pub(super) fn count_stashes(&self, stats: &mut Stats) {
+        let Some(caches) = &self.caches else {
+            return;
+        };
+        for cpu in self.units.materialised().iter() {
+            for at in caches.stashes() {
+                if let Ok(copy) = self.units.copy_of(at, cpu) {
+                    // SAFETY: the tables live as long as the instance, on every CPU that has memory.
+                    let word = unsafe { sync::word_at(copy) };
+                    let stash = Stash::from_bits(word.load(Ordering::Acquire));
+                    let bytes = stash.len() as usize * GRANULE_BYTES;
+                    stats.count_allocs(stash.taken().into(), bytes);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! A CPU's list of areas of one length that were freed on it, to be handed out there again.
+//!
+//! To the rest of the allocator they are what all freed areas are: marked as freed, and to be swept by whoever needs the
+//! room. So the list is a hint, and what it names may be gone: an area that is taken from it is handed out only if its mark
+//! could be turned back. One word in the CPU's unit names the last area put; each area holds the name of the one before it,
+//! in its first granule on that CPU.
+//!
+//! That word also counts the areas that were handed out again; whoever holds the allocator's lock adds that up.
+
+use super::{LEN, MAX_LEN, PLACES, RUNS, field, field_mask};
+
+/// Bytes of a unit's table of stashes.
+pub(super) const BYTES: usize = RUNS * size_of::<u64>();
+
+// The fields of the word: where each begins, and how wide it is. The length is where a class has it.
+const HEAD: (u32, u32) = (0, 28);
+const DEPTH: (u32, u32) = (38, 10);
+const TAKEN: (u32, u32) = (48, 16);
+
+const ONE: u64 = 1 << DEPTH.0;
+const ONE_TAKEN: u64 = 1 << TAKEN.0;
+
+/// Areas taken that must be added up before more are taken: whoever interrupts has as many left.
+const TAKEN_MAX: u32 = 1 << (TAKEN.1 - 1);
+
+/// The word of a stash: an empty one of no length at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stash(u64);
+
+impl Stash {
+    /// Where in a CPU's table the stash for areas of `len` granules is, in bytes.
+    #[inline]
+    pub(crate) fn table_offset(len: u32) -> usize {
+        PLACES[len as usize] as usize * size_of::<u64>()
+    }
+
+    /// An empty one for areas of `len` granules.
+    fn empty(len: u32) -> Self {
+        debug_assert!((1..=MAX_LEN).contains(&len));
+        Self(u64::from(len) << LEN.0)
+    }
+
+    #[inline]
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    #[inline]
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The length of its areas, in granules; 0 if it is for none yet.
+    #[inline]
+    pub(crate) fn len(self) -> u32 {
+        field(self.0, LEN)
+    }
+
+    /// How many areas it names.
+    #[inline]
+    pub(crate) fn depth(self) -> u32 {
+        field(self.0, DEPTH)
+    }
+
+    /// How many were taken since it was empty and new.
+    #[inline]
+    pub(crate) fn taken(self) -> u32 {
+        field(self.0, TAKEN)
+    }
+
+    /// The area put last, if one of this length may be taken.
+    #[inline]
+    pub(crate) fn first(self, len: u32) -> Option<u32> {
+        let may_take = self.len() == len && self.depth() > 0 && self.taken() < TAKEN_MAX;
+        may_take.then(|| self.head())
+    }
+
+    #[inline]
+    fn head(self) -> u32 {
+        field(self.0, HEAD)
+    }
+
+    /// What to write into an area before it is put.
+    #[inline]
+    pub(crate) fn link(self) -> u32 {
+        self.head()
+    }
+
+    /// With the area at `granule` put; `None` if it holds no more.
+    #[inline]
+    pub(crate) fn with(self, granule: u32) -> Option<Self> {
+        let has_room = self.depth() < (1 << DEPTH.1) - 1;
+        has_room.then(|| Self((self.0 & !field_mask(HEAD) | u64::from(granule)) + ONE))
+    }
+
+    /// With the area at `granule` taken, which it may have lost meanwhile, and which held `link`.
+    #[inline]
+    pub(crate) fn without(self, granule: u32, link: u32) -> Self {
+        let taken = self.0.wrapping_add(ONE_TAKEN);
+        if self.depth() == 0 || self.head() != granule {
+            return Self(taken);
+        }
+        let next = u64::from(link) & field_mask(HEAD);
+        Self((taken & !field_mask(HEAD) | next) - ONE)
+    }
+
+    /// Whether it must be settled before it serves areas of `len` granules.
+    pub(crate) fn is_due(self, len: u32) -> bool {
+        self.len() != len || self.taken() >= TAKEN_MAX
+    }
+
+    /// For areas of `len` granules, with those that it names if they are such, and none counted.
+    pub(crate) fn settled(self, len: u32) -> Self {
+        match self.len() == len {
+            true => Self(self.0 & !field_mask(TAKEN)),
+            false => Self::empty(len),
+        }
+    }
+
+    /// Without all that it names.
+    #[inline]
+    pub(crate) fn cleared(self) -> Self {
+        Self(self.0 & !(field_mask(HEAD) | field_mask(DEPTH)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn areas_are_taken_in_the_order_in_which_they_were_put_last_first() {
+        let empty = Stash::empty(5);
+        assert_eq!((empty.first(5), empty.len(), empty.taken()), (None, 5, 0));
+        let one = empty.with(7).unwrap();
+        let two = one.with(9).unwrap();
+        assert_eq!((two.first(5), two.first(4), two.link()), (Some(9), None, 9));
+        let left = two.without(9, one.link());
+        assert_eq!((left.first(5), left.depth(), left.taken()), (Some(7), 1, 1));
+        let left = left.without(7, u32::MAX);
+        assert_eq!((left.first(5), left.depth(), left.taken()), (None, 0, 2));
+        assert_eq!(left.len(), 5);
+    }
+
+    #[test]
+    fn an_area_that_is_not_named_any_more_is_counted_only() {
+        let one = Stash::empty(1).with(7).unwrap();
+        assert_eq!(one.without(8, 3).first(1), Some(7));
+        assert_eq!(one.without(8, 3).taken(), 1);
+        let none = one.cleared();
+        assert_eq!(
+            (none.without(7, 3).depth(), none.without(7, 3).taken()),
+            (0, 1)
+        );
+    }
+
+    #[test]
+    fn what_it_can_hold_and_count_is_bounded() {
+        let mut stash = Stash::empty(MAX_LEN);
+        let mut depth = 0;
+        while let Some(more) = stash.with(1) {
+            stash = more;
+            depth += 1;
+        }
+        assert_eq!((depth, stash.depth(), stash.len()), (1023, 1023, MAX_LEN));
+        for _ in 0..TAKEN_MAX {
+            assert!(stash.first(MAX_LEN).is_some());
+            stash = stash.without(2, 0);
+        }
+        assert_eq!((stash.first(MAX_LEN), stash.taken()), (None, TAKEN_MAX));
+    }
+}
