@@ -253,18 +253,21 @@ impl FreeRuns {
     /// area touched before.
     #[inline(never)]
     pub(super) fn took(&mut self, used: Occupied<'_>, area: Range<u32>) -> u32 {
-        let page = self.page_len.page(area.start);
-        if self.page_len.page(area.end - 1) != page || !self.is_ready(page) {
+        let pages = self.page_len.pages_of(area.clone());
+        if !self.are_ready(pages.clone()) {
             return self.took_pages(used, area);
         }
-        let start = self.run_start(used, page, area.start);
+        let start = self.run_start(used, pages.start, area.start);
         let home = self.page_len.page(start);
         let end = match self.records[home as usize].longest_at == start {
             true => start + self.longest.get(home),
-            false => self.run_end(used, page, area.end),
+            false => self.run_end(used, pages.end - 1, area.end),
         };
-        let was_untouched = bitmap::get(&*self.untouched, page);
-        bitmap::clear_bit(&mut self.untouched, page);
+        let mut opened = 0;
+        for page in pages {
+            opened += u32::from(bitmap::get(&*self.untouched, page));
+            bitmap::clear_bit(&mut self.untouched, page);
+        }
         let next = self.page_len.page(area.end);
         let (left, right) = ((start, area.start - start), (area.end, end - area.end));
         if next == home {
@@ -275,31 +278,30 @@ impl FreeRuns {
                 self.grow(next, area.end..end);
             }
         }
-        u32::from(was_untouched)
+        opened
     }
 
     /// Notes that `area` is free again; its bits are clear. Returns the run that it lies in now, and how many visible
     /// pages no area touches any more.
     #[inline(never)]
     pub(super) fn released(&mut self, used: Occupied<'_>, area: Range<u32>) -> (Range<u32>, u32) {
-        let page = self.page_len.page(area.start);
-        if self.page_len.page(area.end - 1) != page || !self.is_ready(page) {
-            let pages = self.page_len.pages_of(area.clone());
+        let pages = self.page_len.pages_of(area.clone());
+        if !self.are_ready(pages.clone()) {
             let emptied = self.released_pages(used, pages.clone());
             let start = self.run_start(used, pages.start, area.start);
             return (start..self.run_end(used, pages.end - 1, area.end), emptied);
         }
-        let Record { longest_at, .. } = self.records[page as usize];
+        let Record { longest_at, .. } = self.records[pages.start as usize];
         let is_longest_before =
-            longest_at < area.start && longest_at + self.longest.get(page) == area.start;
+            longest_at < area.start && longest_at + self.longest.get(pages.start) == area.start;
         let start = match is_longest_before {
             true => longest_at,
-            false => self.run_start(used, page, area.start),
+            false => self.run_start(used, pages.start, area.start),
         };
         let next = self.page_len.page(area.end);
         let end = match self.records.get(next as usize) {
             Some(record) if record.longest_at == area.end => area.end + self.longest.get(next),
-            _ => self.run_end(used, page, area.end),
+            _ => self.run_end(used, pages.end - 1, area.end),
         };
         let home = self.page_len.page(start);
         if next != home && end > area.end {
@@ -307,19 +309,25 @@ impl FreeRuns {
             self.cut(next, area.end, [(0, 0); 2]);
         }
         self.grow(home, start..end);
-        let Range {
-            start: page_start,
-            end: page_end,
-        } = self.page_len.granules(page..page + 1);
-        let is_untouched =
-            start <= page_start && end >= page_end && !bitmap::get(&*self.untouched, page);
-        if is_untouched {
-            bitmap::set_bit(&mut self.untouched, page);
+        let mut emptied = 0;
+        for page in pages {
+            let granules = self.page_len.granules(page..page + 1);
+            let is_open = start <= granules.start && end >= granules.end;
+            if is_open && !bitmap::get(&*self.untouched, page) {
+                bitmap::set_bit(&mut self.untouched, page);
+                emptied += 1;
+            }
         }
-        (start..end, u32::from(is_untouched))
+        (start..end, emptied)
     }
 
-    /// [`took`](Self::took) for an area of more than one page, or of pages that searches do not see.
+    /// Whether all of `pages` have memory and are in no transition.
+    #[inline]
+    fn are_ready(&self, pages: Range<u32>) -> bool {
+        pages.into_iter().all(|page| self.is_ready(page))
+    }
+
+    /// [`took`](Self::took) for an area with pages that searches do not see.
     fn took_pages(&mut self, used: Occupied<'_>, area: Range<u32>) -> u32 {
         let pages = self.page_len.pages_of(area.clone());
         let opens = pages.clone().filter(|&page| self.is_open(page)).count();
@@ -364,14 +372,40 @@ impl FreeRuns {
                 bitmap::clear(&mut self.vacant, pages.clone());
             }
         }
-        if changes {
-            for page in pages.clone().filter(|_| is_ready) {
+        if !changes {
+            return;
+        }
+        for page in pages.clone() {
+            if is_ready {
                 match used.is_clear(self.page_len.words(page..page + 1)) {
                     true => bitmap::set_bit(&mut self.untouched, page),
                     false => bitmap::clear_bit(&mut self.untouched, page),
                 }
             }
-            self.recount_around(used, pages);
+        }
+        pages.clone().for_each(|page| self.recount(used, page));
+        self.mend_around(used, pages, is_ready);
+    }
+
+    /// Brings the records of the runs beside `pages` up to date, which have come into sight, or gone from it.
+    fn mend_around(&mut self, used: Occupied<'_>, pages: Range<u32>, are_ready: bool) {
+        let Range { start, end } = self.page_len.granules(pages.clone());
+        let before = self.run_start_before(used, pages.start);
+        let home = self.page_len.page(before);
+        if home < pages.start {
+            match are_ready {
+                true => self.grow(home, before..self.run_end(used, pages.start, start)),
+                false => self.cut(home, before, [(before, start - before), (0, 0)]),
+            }
+        }
+        if pages.end < self.pages() {
+            let behind = self.run_end_behind(used, pages.end - 1);
+            match are_ready && !bitmap::get(&used, end - 1) {
+                // It is a part of a run that starts before.
+                true => self.cut(pages.end, end, [(0, 0); 2]),
+                false if behind > end => self.grow(pages.end, end..behind),
+                false => {}
+            }
         }
     }
 

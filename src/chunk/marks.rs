@@ -424,10 +424,23 @@ impl Marks {
         let (index, at) = locate(area.start);
         let end = at + (area.end - area.start);
         if end > GRANULES {
-            let len = area.end - area.start;
-            return self.take_all(area, len);
+            self.take_behind(index + 1, area.end);
         }
-        self.add(index, u64::from(some(at..end)) | body_bit(at) << GRANULES);
+        let here = some(at..end.min(GRANULES));
+        self.add(index, u64::from(here) | body_bit(at) << GRANULES);
+    }
+
+    /// Marks what an area that ends at `end` has in the words from `index` on.
+    #[inline(never)]
+    fn take_behind(&self, index: usize, end: u32) {
+        let (last, rest) = locate(end);
+        if rest > 0 {
+            self.add(last, some(0..rest).into());
+        }
+        // The area's alone: nobody else writes there.
+        for word in &self.words[index..last] {
+            word.store(u32::MAX.into(), Ordering::Release);
+        }
     }
 
     #[inline]
@@ -534,11 +547,21 @@ impl Marks {
     /// Marks what an area has in the words behind its first as free, which is free there already.
     #[inline]
     fn clear_behind(&self, start: u32, end: u32) {
-        let behind = (locate(start).0 as u32 + 1) * GRANULES;
-        if behind < end {
-            for (index, at) in parts(behind..end) {
-                self.words[index].fetch_and(!both(some(at)), Ordering::AcqRel);
-            }
+        let index = locate(start).0 + 1;
+        if end > index as u32 * GRANULES {
+            self.clear_from(index, end);
+        }
+    }
+
+    #[inline(never)]
+    fn clear_from(&self, index: usize, end: u32) {
+        let (last, rest) = locate(end);
+        // The area's alone: nobody else writes there.
+        for word in &self.words[index..last] {
+            word.store(0, Ordering::Release);
+        }
+        if rest > 0 {
+            self.words[last].fetch_and(!both(some(0..rest)), Ordering::AcqRel);
         }
     }
 

@@ -118,8 +118,13 @@ impl FreeRuns {
                 }
                 record.runner_up
             };
-            let words = used.words(self.page_len.words(page..page + 1));
-            let last = bitmap::long_runs(&words, &mut count);
+            let last = match self.is_open(page) {
+                true => end - base,
+                false => {
+                    let words = used.words(self.page_len.words(page..page + 1));
+                    bitmap::long_runs(&words, &mut count)
+                }
+            };
             if last > 0 {
                 let start = end - last;
                 count(start - base, self.run_end_behind(used, page) - start);
