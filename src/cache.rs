@@ -78,21 +78,24 @@ impl Class {
     /// are aligned to 8 bytes, asked or not, so that requests that differ in that only share a run.
     #[inline]
     pub(crate) fn of(request: &Request) -> Option<Self> {
-        if !request.align.is_power_of_two() {
-            return None;
-        }
         let len = request.bytes.wrapping_add(GRANULE_BYTES - 1) / GRANULE_BYTES;
         if len.wrapping_sub(1) >= MAX_LEN as usize {
             return None;
         }
-        let usual = 2 >> (len & 1);
-        let align = (request.align / GRANULE_BYTES).max(usual);
-        if len & (align - 1) != 0 {
-            return None;
-        }
-        let align_shift = align.trailing_zeros();
+        let align_shift = match request.align {
+            1 | 2 | 4 => !len & 1,
+            8 if len & 1 == 0 => 1,
+            align => {
+                let is_possible =
+                    align.is_power_of_two() && (len * GRANULE_BYTES) & (align - 1) == 0;
+                if !is_possible {
+                    return None;
+                }
+                (align / GRANULE_BYTES).trailing_zeros() as usize
+            }
+        };
         Some(Self(
-            (len as u64) << LEN.0 | u64::from(align_shift) << ALIGN.0,
+            (len as u64) << LEN.0 | (align_shift as u64) << ALIGN.0,
         ))
     }
 

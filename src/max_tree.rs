@@ -118,24 +118,25 @@ impl MaxTree {
             self.top += 1;
             self.values[self.level_at[self.top]] = self.max;
         }
+        let values = &mut *self.values;
         let mut index = at as usize;
-        for level in 0..self.top {
-            let group = self.level_at[level] + (index & !(FANOUT as usize - 1));
+        for levels in self.level_at[..=self.top].windows(2) {
+            let group = levels[0] + (index & !(FANOUT as usize - 1));
             index >>= FANOUT_SHIFT;
-            let node = self.level_at[level + 1] + index;
-            let was = self.values[node];
+            let node = levels[1] + index;
+            let was = values[node];
             if new < was {
                 if old < was {
                     // What was the largest still is.
                     return;
                 }
-                let children = &self.values[group..group + FANOUT as usize];
+                let children = &values[group..][..FANOUT as usize];
                 new = children.iter().fold(new, |max, &child| max.max(child));
             }
             if new == was {
                 return;
             }
-            self.values[node] = new;
+            values[node] = new;
             old = was;
         }
         self.max = new;

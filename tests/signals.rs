@@ -24,8 +24,8 @@ const SIGNALS: u64 = 5_000;
 /// Handlers that must have been served, and that must have found the lock taken.
 const ENOUGH: u64 = 50;
 
-const REQUEST: Request = Request::new(64, 8);
-const TRY: Request = REQUEST.with_flags(AllocFlags::TRY);
+/// What caches serve, and what only the holder of the lock does.
+const REQUESTS: [Request; 2] = [Request::new(64, 8), Request::new(5000, 8)];
 
 define_per_cpu! {
     static HANDLED: CpuCell<u64> = CpuCell::new(0);
@@ -44,7 +44,12 @@ extern "C" fn handler(_signal: libc::c_int) {
     if HANDLED.sum() == 0 {
         WRONG.fetch_add(1, Relaxed);
     }
-    match alloc_percpu_bytes::<Global>(&TRY) {
+    let [small, large] = REQUESTS;
+    let request = match HANDLED.sum() % 2 {
+        0 => small,
+        _ => large,
+    };
+    match alloc_percpu_bytes::<Global>(&request.with_flags(AllocFlags::TRY)) {
         Ok(area) => {
             SERVED.fetch_add(1, Relaxed);
             try_free(area);
@@ -115,7 +120,7 @@ fn a_handler_that_interrupts_allocations() {
             .expect("the test waits");
         while !is_over.load(Relaxed) {
             let areas: Vec<PerCpuPtr<u8>> = (0..20)
-                .map(|_| alloc_percpu_bytes::<Global>(&REQUEST).expect("there is memory"))
+                .map(|at| alloc_percpu_bytes::<Global>(&REQUESTS[at % 2]).expect("there is memory"))
                 .collect();
             for area in areas {
                 // SAFETY: just allocated.

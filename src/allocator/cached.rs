@@ -49,6 +49,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     ) -> Result<(), FreeError> {
         let Some((run, slot)) = self.find_run(address, flags) else {
             if self.free_to_stash(seat, address, flags) {
+                self.keep_up_after(flags);
                 return Ok(());
             }
             // SAFETY: the promise of the caller.
@@ -67,10 +68,15 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                 self.note_foreign(seat, (run, slot));
             }
         }
+        self.keep_up_after(flags);
+        Ok(())
+    }
+
+    #[inline]
+    fn keep_up_after(&self, flags: FreeFlags) {
         if self.has_sign(UPKEEP_DUE | SWEEP_DUE) {
             self.upkeep_by_caller(flags.intersects(FreeFlags::ATOMIC | FreeFlags::TRY));
         }
-        Ok(())
     }
 
     /// An area out of the current CPU's cache.

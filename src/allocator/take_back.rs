@@ -140,10 +140,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     pub(super) fn place_of(&self, granule: u32) -> (u32, u32) {
         match self.geometry.pitch_shift {
             Some(shift) => {
-                let shift = shift - GRANULE_BYTES.trailing_zeros();
-                // A pitch of 2^32 granules and more has one place within reach.
-                let place = granule.checked_shr(shift).unwrap_or(0);
-                (place, granule - place.unbounded_shl(shift))
+                // Granules have 28 bits: of places that are longer there is one within reach.
+                let shift = (shift - GRANULE_BYTES.trailing_zeros()).min(u32::BITS - 1);
+                (granule >> shift, granule & !(u32::MAX << shift))
             }
             None => {
                 let pitch = (self.geometry.window.pitch_bytes / GRANULE_BYTES) as u32;
