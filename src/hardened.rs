@@ -18,8 +18,9 @@
 //! - The largest request may be smaller: area and guards must fit into a unit.
 //! - Guards are looked at while the ledger's lock is held; with an interrupt-saving lock interrupts are off for that
 //!   long: areas times CPUs, for `check_areas`.
-//! - Counters and maps ([`stats`](crate::stats)) count areas with their guards, and those in quarantine as live. Events carry what
-//!   the caller sees; `Free` comes when an area goes into quarantine.
+//! - Counters and maps ([`stats`](crate::stats)) count areas with their guards. To the counters an area in quarantine is freed, but
+//!   for the peaks; maps and the figures of chunks show what takes room, and so those in quarantine too. Events carry what the
+//!   caller sees; `Free` comes when an area goes into quarantine.
 //! - Areas of the reserved region have neither guards nor poison: a module that fits fits in hardened mode too.
 //! - A CPU that comes late finds zero bytes where others have guards; all of a copy's guards may be zero.
 //!

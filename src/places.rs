@@ -273,7 +273,7 @@ impl LiveArea<'_> {
     /// Has it swept by whoever wants room.
     #[inline]
     pub(crate) fn note(&self, places: &Places) {
-        // Whoever noted the page before notes the place too.
+        // Whoever noted the page before notes the place too; for a chunk that has come in the place of another, who entered it.
         if self.chunk.note_granule(self.granule) {
             places.note_place(self.place);
         }

@@ -21,8 +21,9 @@ use lock_api::RawMutex;
 use pcpu::allocator::Policy;
 use pcpu::backing::Backing;
 use pcpu::backing::sim::{MachineError, Sim, SimAllocator};
+use pcpu::hardened::{Finding, FindingHook, Hardening, MAX_GUARD_BYTES, MAX_QUARANTINE_AREAS};
 use pcpu::stats::{MapItem, Stats};
-use pcpu::unit::CpuId;
+use pcpu::unit::{CpuId, GRANULE_BYTES};
 use pcpu::{
     AllocFlags, CpuCell, Domain, FreeFlags, Handle, Instance, PerCpu, PerCpuAllocator, PerCpuPtr,
     Request, alloc_percpu, alloc_percpu_bytes, alloc_percpu_in, alloc_percpu_with, define_per_cpu,
@@ -472,6 +473,71 @@ fn wrong_policies_set_nothing_up() {
     ];
     // What is set up and dropped again leaves nothing: the simulated machine looks.
     walk("Setting up", rows, |_| {});
+}
+
+#[test]
+fn wrong_calls_of_harden_change_nothing() {
+    struct Deaf;
+    impl FindingHook for Deaf {
+        fn found(&self, finding: &Finding) {
+            panic!("{finding}");
+        }
+    }
+    let usual = Hardening::new(&Deaf);
+    let harden = |prepare: &dyn Fn(&mut SimAllocator), hardening: Hardening| {
+        let mut pcpu = small_machine(2).build().unwrap();
+        prepare(&mut pcpu);
+        let (before, was_hardened) = (digest(&pcpu), pcpu.is_hardened());
+        let result = pcpu.harden(hardening);
+        assert_eq!((digest(&pcpu), pcpu.is_hardened()), (before, was_hardened));
+        answer("HardenError", result)
+    };
+    let with_guards = |guard_bytes| {
+        let hardening = Hardening {
+            guard_bytes,
+            ..usual
+        };
+        harden(&|_| {}, hardening)
+    };
+    let with_quarantine = |quarantine_areas| {
+        let hardening = Hardening {
+            quarantine_areas,
+            ..usual
+        };
+        harden(&|_| {}, hardening)
+    };
+    let rows: &[Row<'_>] = &[
+        ("harden with guards of 0 bytes", &|| with_guards(0)),
+        ("harden with guards of part of a granule", &|| {
+            with_guards(GRANULE_BYTES + 1)
+        }),
+        ("harden with guards above MAX_GUARD_BYTES", &|| {
+            with_guards(MAX_GUARD_BYTES + GRANULE_BYTES)
+        }),
+        ("harden with a quarantine of no area", &|| {
+            with_quarantine(0)
+        }),
+        (
+            "harden with a quarantine above MAX_QUARANTINE_AREAS",
+            &|| with_quarantine(MAX_QUARANTINE_AREAS + 1),
+        ),
+        ("harden when an area is live", &|| {
+            let allocate = |pcpu: &mut SimAllocator| {
+                pcpu.allocate(&Request::new(8, 8)).unwrap();
+            };
+            harden(&allocate, usual)
+        }),
+        ("harden of an instance that has caches", &|| {
+            harden(&|pcpu| pcpu.enable_caches().unwrap(), usual)
+        }),
+        ("harden of an instance that is hardened", &|| {
+            harden(&|pcpu| pcpu.harden(usual).unwrap(), usual)
+        }),
+        ("harden without memory for the ledger", &|| {
+            harden(&|pcpu| pcpu.backing().set_faults(|_| true), usual)
+        }),
+    ];
+    walk("Hardening", rows, |_| {});
 }
 
 /// A limit that no alignment has counts as the one below it.

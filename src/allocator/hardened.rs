@@ -20,7 +20,7 @@ use crate::hardened::{
     Fate, Finding, FindingHook, HardenError, Hardening, Leaks, LiveArea, Record,
 };
 use crate::request::{AllocError, AllocFlags, FreeError, FreeFlags, Request};
-use crate::stats::{Event, EventHook};
+use crate::stats::{Event, EventHook, Stats};
 use crate::unit::{CpuId, GRANULE_BYTES};
 use guards::{Change, Extent};
 use ledger::{Block, Fill, Ledger};
@@ -59,6 +59,14 @@ impl<R: RawMutex> Hardened<R> {
         self.guard_bytes.next_multiple_of(align)
     }
 
+    /// The areas in quarantine, which stay there while the result is held.
+    pub(super) fn quarantine(&self) -> Quarantine<'_, R> {
+        Quarantine {
+            ledger: self.ledger.lock(),
+            guard_bytes: self.guard_bytes,
+        }
+    }
+
     /// Keeps the ledger as it is until [`end_rest`](Self::end_rest).
     #[cfg(all(feature = "std", target_os = "linux"))]
     pub(super) fn rest(&self) {
@@ -77,6 +85,21 @@ impl<R: RawMutex> Hardened<R> {
 
     pub(super) fn set_event_hook(&self, hook: Option<&'static dyn EventHook>) {
         self.ledger.lock().hook = hook;
+    }
+}
+
+/// The areas in quarantine, kept as they are.
+pub(super) struct Quarantine<'a, R: RawMutex> {
+    ledger: MutexGuard<'a, R, Ledger>,
+    guard_bytes: usize,
+}
+
+impl<R: RawMutex> Quarantine<'_, R> {
+    /// Counts them out of the live areas: whoever had them has freed them.
+    pub(super) fn leave_out(&self, stats: &mut Stats) {
+        for record in self.ledger.in_quarantine() {
+            stats.leave_out(1, whole_bytes(&record, self.guard_bytes));
+        }
     }
 }
 
@@ -404,7 +427,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let Some(hardened) = &self.hardened else {
             return;
         };
-        let whole_bytes = front_bytes + rounded(area.bytes) + hardened.guard_bytes;
+        let whole_bytes = whole_bytes(record, hardened.guard_bytes);
         let start = area.address - front_bytes;
         for cpu in self.units.materialised().iter() {
             if let Some(extent) = self.extent(start, area.bytes, front_bytes, whole_bytes, cpu) {
@@ -503,6 +526,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             self.free_ledger_block(block, Context::MaySleep);
         }
     }
+}
+
+/// An area with its guards.
+fn whole_bytes(record: &Record, guard_bytes: usize) -> usize {
+    record.front_bytes + rounded(record.area.bytes) + guard_bytes
 }
 
 fn rounded(bytes: usize) -> usize {

@@ -125,10 +125,10 @@ impl Model {
         assert!(chunk == 0 || pages.all(|page| backing.is_populated(chunk, page)));
     }
 
-    /// Takes what is left of the first chunk.
-    fn fill_first_chunk(&self) {
+    /// Takes what is left of the first chunk, but for holes of less than `least_bytes`.
+    fn fill_first_chunk(&self, least_bytes: usize) {
         let mut bytes = MIN_UNIT_BYTES / 2;
-        while bytes >= PAGE_BYTES {
+        while bytes >= least_bytes {
             let area = self.allocate(bytes).expect("there is room");
             if self.page_of(area).0 > 0 {
                 self.free(area);

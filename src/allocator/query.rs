@@ -5,6 +5,7 @@ use core::ptr::NonNull;
 use lock_api::{MutexGuard, RawMutex};
 
 use super::PerCpuAllocator;
+use super::hardened::Hardened;
 use super::state::State;
 use crate::backing::Backing;
 use crate::chunk::Chunk;
@@ -126,10 +127,14 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         place == 0 && self.geometry.regions.reserved.contains(&offset)
     }
 
-    /// The counters.
+    /// The counters. In [hardened mode](crate::hardened), areas in quarantine have been freed; cost: a look at each of them.
     pub fn stats(&self) -> Stats {
+        let quarantine = self.hardened.as_ref().map(Hardened::quarantine);
         let state = self.swept();
         let mut stats = state.stats;
+        if let Some(quarantine) = &quarantine {
+            quarantine.leave_out(&mut stats);
+        }
         self.settle_counters(&state, &mut stats);
         stats
     }

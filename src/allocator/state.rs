@@ -383,6 +383,8 @@ impl State {
     /// Enters a chunk that has been made, at the place that was claimed for it.
     pub(super) fn add_chunk(&mut self, chunk: NonNull<Chunk>, place: u32) {
         self.directory.put(place, Place::Chunk(chunk));
+        // Somebody may have noted pages of the chunk that was there before, when it had gone: nobody would note the place again.
+        self.directory.note_freed(place);
         self.busy_places -= 1;
         self.stats.chunks += 1;
         self.stats.chunks_peak = self.stats.chunks_peak.max(self.stats.chunks);

@@ -194,8 +194,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Gives back the metadata of chunks that are no more.
     ///
     /// # Safety
-    /// No CPU is in the middle of a free: one that is looks at the metadata of the chunk that the address lies in, without the
-    /// lock.
+    /// No CPU is in the middle of a free, or of an allocation by [`allocate_at`](Self::allocate_at): one that is looks at the
+    /// metadata of the chunk that an address lies in, or lay in, without the lock.
     pub unsafe fn trim_metadata(&self) {
         while let Some(chunk) = self.take_parked() {
             self.free_block(chunk);

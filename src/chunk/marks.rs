@@ -300,7 +300,8 @@ impl Marks {
                 Err(now) => found = now,
             }
         }
-        if at + len <= GRANULES || self.area_end(granule) == granule + len {
+        // An area that ends within its first word is all of what the exchange has looked at.
+        if at + len < GRANULES || self.area_end(granule) == granule + len {
             return true;
         }
         // Its granules have become those of another area while the words behind the first were looked at.

@@ -4,11 +4,13 @@
 //! has fenced.
 
 use core::cell::Cell;
+use core::mem::ManuallyDrop;
 use core::ptr;
 use std::boxed::Box;
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use loom::cell::UnsafeCell;
 use loom::thread;
 
 use super::{Kill, RefCount};
@@ -22,7 +24,8 @@ use crate::this_cpu::{Change, FenceError, LocalOps, Pair, RemotePairs, Word};
 use crate::unit::CpuId;
 
 std::thread_local! {
-    static MACHINE: RefCell<Option<Arc<Machine>>> = const { RefCell::new(None) };
+    /// Not dropped where a model has failed, which could not be done outside of it.
+    static MACHINE: RefCell<Option<ManuallyDrop<Arc<Machine>>>> = const { RefCell::new(None) };
 }
 
 loom::thread_local! {
@@ -37,7 +40,7 @@ enum OnModel {}
 enum ModelOps {}
 
 fn machine() -> Arc<Machine> {
-    MACHINE.with_borrow(|machine| machine.clone().expect("the model has begun"))
+    MACHINE.with_borrow(|machine| machine.as_deref().cloned().expect("the model has begun"))
 }
 
 // SAFETY: all go to the one machine.
@@ -120,11 +123,13 @@ unsafe impl LocalOps for ModelOps {
     }
 }
 
-/// How often the last reference was put, and how many there are but for the owner's.
+/// How often the last reference was put, and how many there are but for the owner's; what the holders of references write, each
+/// its own.
 #[derive(Default)]
 struct Ends {
     ends: Cell<u32>,
     references: Cell<u32>,
+    written: [UnsafeCell<u32>; 2],
 }
 
 // SAFETY: a model's threads take turns on one thread of the system.
@@ -137,6 +142,19 @@ impl Ends {
         self.references
             .set(self.references.get().wrapping_add_signed(by));
     }
+
+    /// Writes what `holder` may write while it has a reference.
+    fn write(&self, holder: u32) {
+        // SAFETY: the machine looks that nobody else is at it.
+        self.written[holder as usize].with_mut(|written| unsafe { *written += 1 });
+    }
+
+    /// The end: all that was written with references is seen, and nobody writes any more.
+    fn end(&self) {
+        assert_eq!(self.references.get(), 0);
+        (0..2).for_each(|holder| self.write(holder));
+        self.ends.set(self.ends.get() + 1);
+    }
 }
 
 /// Runs a model with a count, and looks that it ends once, when all references were put.
@@ -145,14 +163,11 @@ fn explore_count(
     act: impl Fn(&'static RefCount<Box<dyn Fn()>, OnModel>, &Arc<Ends>) + Send + Sync + 'static,
 ) {
     explore(preemptions, move || {
-        MACHINE.set(Some(Arc::new(Machine::new())));
+        MACHINE.set(Some(ManuallyDrop::new(Arc::new(Machine::new()))));
         let ends = Arc::new(Ends::default());
         let count = Box::into_raw(Box::new({
             let ends = ends.clone();
-            let on_zero: Box<dyn Fn()> = Box::new(move || {
-                assert_eq!(ends.references.get(), 0);
-                ends.ends.set(ends.ends.get() + 1);
-            });
+            let on_zero: Box<dyn Fn()> = Box::new(move || ends.end());
             RefCount::<_, OnModel>::new_in(on_zero).expect("room")
         }));
         // SAFETY: the threads of the model have ended before the box is taken back.
@@ -162,7 +177,7 @@ fn explore_count(
         assert!(count.is_zero());
         assert_eq!(ends.ends.get(), 1);
         drop(count);
-        MACHINE.set(None);
+        drop(MACHINE.take().map(ManuallyDrop::into_inner));
     });
 }
 
@@ -171,6 +186,7 @@ fn visit(count: &RefCount<Box<dyn Fn()>, OnModel>, ends: &Ends, cpu: u32) {
     CPU.with(|here| here.set(cpu));
     if let Some(reference) = count.try_get() {
         ends.change(1);
+        ends.write(cpu);
         ends.change(-1);
         drop(reference);
     }
@@ -204,6 +220,7 @@ fn put_elsewhere_while_killed() {
                 CPU.with(|here| here.set(1));
                 let other = reference.clone();
                 drop(reference);
+                ends.write(1);
                 ends.change(-1);
                 drop(other);
             })

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use pcpu::backing::BackingError;
 use pcpu::backing::sim::Machine;
-use pcpu::stats::{Event, EventHook};
+use pcpu::stats::{Event, EventHook, SIZE_CLASSES};
 use pcpu::{AllocError, AllocFlags, FreeFlags, Request};
 
 use crate::free::FreeArea;
@@ -89,6 +89,34 @@ fn room_ahead_of_tries() {
     assert_eq!(130 + tries.count(), 512 * 7 / 8);
 }
 
+/// To the counters an area is freed when its owner has freed it; its room is its until it leaves quarantine.
+#[test]
+fn what_is_in_quarantine_counts_as_freed() {
+    let (pcpu, _) = hardened(&small_machine(2), 3);
+    let allocate = |bytes| pcpu.allocate(&Request::new(bytes, 4)).unwrap();
+    let kept = allocate(40);
+    let before = pcpu.stats();
+    assert_eq!((before.live, before.frees), (1, 0));
+    // More than quarantine holds.
+    for freed in 1..=5 {
+        assert_eq!(pcpu.free_area(allocate(100 * freed), PLAIN), Ok(()));
+        let now = pcpu.stats();
+        assert_eq!((now.live, now.frees), (1, freed as u64));
+        assert_eq!(now.live_bytes, before.live_bytes);
+        assert_eq!(now.live_sizes, before.live_sizes);
+    }
+    let mut areas = 0;
+    pcpu.visit_chunks(|chunk| areas += chunk.areas);
+    assert_eq!(areas, 4, "three in quarantine");
+    pcpu.trim(0);
+    let emptied = pcpu.stats();
+    assert_eq!((emptied.live, emptied.frees), (1, 5));
+    assert_eq!(emptied.live_bytes, before.live_bytes);
+    assert_eq!(pcpu.free_area(kept, PLAIN), Ok(()));
+    assert_eq!((pcpu.stats().live, pcpu.stats().live_bytes), (0, 0));
+    assert_eq!(pcpu.stats().live_sizes, [0; SIZE_CLASSES]);
+}
+
 /// Sizes as asked for, and how many there are of each; areas in quarantine are no leaks, nor are those of the reserved region.
 #[test]
 fn leaks_are_told_by_their_sizes() {
@@ -145,7 +173,7 @@ fn events_are_those_of_the_caller() {
     // Without a hook, it is hardened still.
     let next = pcpu.allocate(&Request::new(10, 4)).unwrap();
     assert_eq!(pcpu.free_area(next, PLAIN), Ok(()));
-    assert_eq!(pcpu.stats().live, 1, "it is in quarantine");
+    assert_eq!((pcpu.stats().allocs, pcpu.stats().live), (2, 0));
     let seen = seen.0.lock().unwrap().clone();
     assert_eq!(
         seen,

@@ -187,6 +187,12 @@ impl Ledger {
         }
     }
 
+    /// All areas in quarantine, in the order in which they were freed.
+    pub(super) fn in_quarantine(&self) -> impl Iterator<Item = Record> + '_ {
+        let places = (0..self.quarantined).map(|nth| (self.ring_first + nth) % self.ring.len());
+        places.filter_map(|at| self.find(self.ring[at]))
+    }
+
     /// Takes the [oldest](Self::oldest) out.
     pub(super) fn forget_oldest(&mut self) {
         if self.quarantined > 0 {

@@ -11,7 +11,7 @@ use crate::models::{Machine, explore};
 fn populated_while_memory_goes_back() {
     explore(2, || {
         let model = Model::of(Machine::new());
-        model.fill_first_chunk();
+        model.fill_first_chunk(PAGE_BYTES);
         let area = model.allocate(PAGE_BYTES).unwrap();
         let thread = {
             let model = model.clone();
@@ -30,7 +30,7 @@ fn populated_while_memory_goes_back() {
 fn freed_again_while_the_chunk_goes() {
     explore(2, || {
         let model = Model::of(Machine::new());
-        model.fill_first_chunk();
+        model.fill_first_chunk(PAGE_BYTES);
         let area = model.allocate(PAGE_BYTES).unwrap();
         assert_eq!(model.page_of(area).0, 1);
         model.free(area);
@@ -53,7 +53,7 @@ fn freed_again_while_the_chunk_goes() {
 fn freed_while_the_chunk_goes() {
     explore(2, || {
         let model = Model::of(Machine::new());
-        model.fill_first_chunk();
+        model.fill_first_chunk(PAGE_BYTES);
         let area = model.allocate(PAGE_BYTES).unwrap();
         let thread = {
             let model = model.clone();

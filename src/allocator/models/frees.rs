@@ -10,7 +10,8 @@ use crate::models::{Machine, explore};
 fn what_is_freed_is_swept() {
     explore(2, || {
         let model = Model::of(Machine::new());
-        let areas = [(); 3].map(|()| model.allocate(64).unwrap());
+        // Each of a word of marks: who frees one learns nothing from who sweeps the other.
+        let areas = [(); 3].map(|()| model.allocate(128).unwrap());
         let threads = [areas[1], areas[2]].map(|area| {
             let model = model.clone();
             thread::spawn(move || model.free(area))

@@ -3,9 +3,10 @@
 use loom::thread;
 use std::sync::Arc;
 
-use super::Model;
+use super::{CACHED_BYTES, Model};
 use crate::models::{Machine, ModelSeat, explore};
 use crate::this_cpu::RemotePairs;
+use crate::{AllocFlags, Request};
 
 /// Runs a model on two CPUs. Two areas have been allocated on the first which belong to no run.
 fn explore_stash(
@@ -23,16 +24,17 @@ fn explore_stash(
     });
 }
 
-/// What is stashed is handed out by its CPU, or swept and handed out by another: not both.
+/// What is stashed is handed out by its CPU, or swept and handed out to somebody else: not both.
 #[test]
 fn taken_while_somebody_sweeps() {
-    explore_stash(3, |model, [here, there], areas| {
+    explore_stash(3, |model, [here, _], areas| {
         model.free_at(&here, areas[0]);
         let thread = {
-            let (model, there) = (model.clone(), there.clone());
+            let model = model.clone();
             thread::spawn(move || {
                 model.machine.pcpu.stats();
-                model.allocate_at(&there);
+                // The lowest room is what has been swept.
+                model.allocate(CACHED_BYTES).unwrap();
             })
         };
         model.allocate_some_at(&here, 2);
@@ -69,5 +71,78 @@ fn one_of_two_is_told() {
         assert!(mine != theirs, "{mine} {theirs}");
         model.allocate_some_at(&here, 2);
         model.allocate_at(&there);
+    });
+}
+
+/// Bytes whose granules are one word of marks.
+const WORD_BYTES: usize = 128;
+
+/// A freed area of so many bytes, aligned to as much, is swept, and a longer one is taken in its place and freed: the stash does
+/// not take that for what it named.
+fn longer_one_in_its_place(bytes: usize) {
+    let request = move |bytes| Request::new(bytes, WORD_BYTES).with_flags(AllocFlags::NO_ZERO);
+    explore(2, move || {
+        let model = Model::of(Machine::with_caches());
+        let pcpu = &model.machine.pcpu;
+        let here = model.seat(0, RemotePairs::Never);
+        let take_here = || {
+            let request = Request::new(bytes, 8).with_flags(AllocFlags::NO_ZERO);
+            model.hold(pcpu.allocate_at(&here, &request).unwrap())
+        };
+        // A run is used up.
+        (0..2 * CACHED_BYTES / bytes).for_each(|_| _ = take_here());
+        let area = model.hold(pcpu.allocate(&request(bytes)).unwrap());
+        model.free_at(&here, area);
+        let thread = {
+            let model = model.clone();
+            thread::spawn(move || {
+                let pcpu = &model.machine.pcpu;
+                pcpu.stats();
+                let longer = model.hold(pcpu.allocate(&request(2 * bytes)).unwrap());
+                model.free(longer);
+            })
+        };
+        let taken = take_here();
+        assert_eq!(pcpu.area_bytes(taken), Some(bytes));
+        thread.join().unwrap();
+        model.assert_settled();
+    });
+}
+
+#[test]
+fn a_longer_one_of_the_same_word_in_its_place() {
+    longer_one_in_its_place(WORD_BYTES / 4);
+}
+
+/// The area ends where the word does: what lies behind decides how long it is.
+#[test]
+fn a_longer_one_of_two_words_in_its_place() {
+    longer_one_in_its_place(WORD_BYTES);
+}
+
+/// Somebody frees an area of a chunk, and says so when the chunk has gone. What is stashed in the one that comes in its place
+/// is swept all the same.
+#[test]
+fn a_note_that_outlives_its_chunk() {
+    explore(2, || {
+        let model = Model::of(Machine::with_caches());
+        let here = model.seat(0, RemotePairs::Never);
+        model.allocate_at(&here);
+        model.fill_first_chunk(CACHED_BYTES);
+        let [late, other] = [(); 2].map(|()| model.allocate(CACHED_BYTES).unwrap());
+        assert_eq!((model.page_of(late).0, model.page_of(other).0), (1, 1));
+        let thread = {
+            let model = model.clone();
+            thread::spawn(move || model.free(late))
+        };
+        model.free(other);
+        model.machine.pcpu.stats();
+        model.machine.pcpu.trim(0);
+        thread.join().unwrap();
+        model.machine.pcpu.stats();
+        let area = model.allocate(CACHED_BYTES).unwrap();
+        assert_eq!(model.page_of(area).0, 1);
+        model.free_at(&here, area);
+        model.assert_settled();
     });
 }

@@ -16,7 +16,7 @@ impl Bounds {
     pub fn check(&self, start: Instant) -> Result<(), String> {
         let (took, most) = (start.elapsed(), self.time);
         if took > most {
-            return Err(format!("took {took:.0?}, and may take {most:.0?}"));
+            return Err(format!("not done after {took:.1?}, it may take {most:.0?}"));
         }
         let (peak, most) = (peak_kib()?, self.memory_kib);
         if peak > most {
