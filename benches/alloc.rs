@@ -1,5 +1,5 @@
 //! Allocating: an area and its free on machines of many CPUs, zeroed and not; memory that nobody has touched; chunks that
-//! are full. `cargo bench --bench alloc`.
+//! are full; several areas at one go. `cargo bench --bench alloc`.
 //!
 //! The words of a benchmark's parameter are columns of the figures that `cargo xtask measure` writes.
 
@@ -193,11 +193,55 @@ fn full_chunks(criterion: &mut Criterion) {
     group.finish();
 }
 
+fn batch(criterion: &mut Criterion) {
+    batch_on::<3>(criterion, 2);
+    batch_on::<2>(criterion, 256);
+}
+
+/// Areas that are wanted together, at one go and singly; they are freed outside the clock, and zeroed when they come again.
+fn batch_on<const SLOT: usize>(criterion: &mut Criterion, cpus: u32) {
+    const AREAS: usize = 16;
+    Home::<Machine<SLOT>>::with_cpus(cpus).expect("a machine");
+    let mut group = criterion.benchmark_group("batch");
+    let parameter = format!("cpus={cpus} live={LIVE} size={BYTES} areas={AREAS} zeroed");
+    let ours = PerCpuAreas::<Machine<SLOT>>::new(Zeroing::On);
+    let _live = Live::new(ours, (0..LIVE).map(|_| BYTES)).expect("there is room");
+    let at_once = |areas: &mut [usize; AREAS]| {
+        Machine::<SLOT>::allocate_many(&Request::new(BYTES, BYTES), areas).expect("there is room");
+    };
+    let singly = |areas: &mut [usize; AREAS]| {
+        for area in areas {
+            *area = ours.allocate(BYTES).expect("there is room");
+        }
+    };
+    group.bench_function(BenchmarkId::new("pcpu", &parameter), |bencher| {
+        bencher.iter_custom(|iters| batches(ours, iters, at_once));
+    });
+    group.bench_function(BenchmarkId::new("pcpu-singly", &parameter), |bencher| {
+        bencher.iter_custom(|iters| batches(ours, iters, singly));
+    });
+    group.finish();
+}
+
+fn batches<const AREAS: usize>(
+    source: impl Source<Area = usize>,
+    iters: u64,
+    mut fill: impl FnMut(&mut [usize; AREAS]),
+) -> Duration {
+    let mut time = Duration::ZERO;
+    let mut areas = [0; AREAS];
+    for _ in 0..iters {
+        time += timed(|| fill(black_box(&mut areas)));
+        free_all(source, &mut areas.to_vec());
+    }
+    time
+}
+
 fn timed(work: impl FnOnce()) -> Duration {
     let start = Instant::now();
     work();
     start.elapsed()
 }
 
-criterion_group!(benches, pair, dirty, fresh, full_chunks);
+criterion_group!(benches, pair, dirty, fresh, full_chunks, batch);
 criterion_main!(benches);

@@ -26,6 +26,10 @@ use crate::request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Req
 use crate::this_cpu::LocalOps;
 use crate::unit::CpuId;
 
+mod many;
+
+pub use many::{alloc_percpu_many_in, alloc_percpu_many_with, free_percpu_many};
+
 /// Names an instance at compile time.
 ///
 /// A Linux process has one ready: [`Global`]. A kernel makes its own, over a `static` [`Instance`]; the example makes
@@ -101,6 +105,16 @@ pub unsafe trait Domain: Sized + 'static {
         Self::allocator().allocate_at(&here, request)
     }
 
+    /// [`PerCpuAllocator::allocate_many_at`] the CPU that the caller is on. No address is 0.
+    ///
+    /// # Errors
+    /// As there.
+    fn allocate_many(request: &Request, out: &mut [usize]) -> Result<(), AllocError> {
+        // SAFETY: this is the domain's instance.
+        let here = unsafe { Here::<Self>::new() };
+        Self::allocator().allocate_many_at(&here, request, out)
+    }
+
     /// [`PerCpuAllocator::free_at`] the CPU that the caller is on.
     ///
     /// # Errors
@@ -123,8 +137,7 @@ pub unsafe trait Domain: Sized + 'static {
 
     /// The region that a neutral address lies in; `None` if it is none of this instance.
     fn region(neutral: usize) -> Option<Region> {
-        let info = Self::allocator().address_info(neutral)?;
-        Some(info.region)
+        Self::allocator().region(neutral)
     }
 }
 
@@ -211,6 +224,7 @@ impl<B: Backing, R: RawMutex> fmt::Debug for Instance<B, R> {
 /// It is no pointer, and following it is a fault. [`per_cpu_ptr`] makes one CPU's pointer of it. Like a raw pointer it
 /// is `Copy`, may dangle, and carries no promise about `T`; unlike one it may be sent anywhere, for it gives no access.
 #[must_use = "a dynamic variable that nobody has a handle to is never freed"]
+#[repr(transparent)]
 pub struct PerCpuPtr<T, D = Global> {
     address: NonZeroUsize,
     /// Neither owns a `T` nor depends on marker traits; belongs to `D`.

@@ -36,6 +36,7 @@ mod bring_up;
 mod cached;
 mod drain;
 mod hardened;
+mod many;
 mod query;
 mod refill;
 mod rest;
@@ -47,6 +48,7 @@ mod state;
 mod take_back;
 mod upkeep;
 
+pub(crate) use many::free_each;
 pub use query::{AddressInfo, Region};
 pub use upkeep::UpkeepReport;
 

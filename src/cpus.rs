@@ -281,8 +281,19 @@ impl Units {
 
     /// Calls `act` with the address of each materialised CPU's copy of what lies at `neutral`, in order of the CPUs.
     #[inline]
-    pub(crate) fn for_each_copy(&self, neutral: usize, mut act: impl FnMut(usize)) {
-        let words = self.materialised.words.iter();
+    pub(crate) fn for_each_copy(&self, neutral: usize, act: impl FnMut(usize)) {
+        self.for_each_copy_on(&self.materialised, neutral, act);
+    }
+
+    /// [`for_each_copy`](Self::for_each_copy) of a set of possible CPUs.
+    #[inline]
+    pub(crate) fn for_each_copy_on(
+        &self,
+        cpus: &CpuSet,
+        neutral: usize,
+        mut act: impl FnMut(usize),
+    ) {
+        let words = cpus.words.iter();
         for (word, offsets) in words.zip(self.offsets.chunks(u64::BITS as usize)) {
             let mut bits = word.0.load(Ordering::Acquire);
             while bits != 0 {

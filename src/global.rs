@@ -60,7 +60,7 @@ use std::vec::Vec;
 
 use zerocopy::FromZeros;
 
-use crate::alloc_api::{Domain, Global, PerCpuPtr, alloc_percpu_in};
+use crate::alloc_api::{Domain, Global, PerCpuPtr, alloc_percpu_in, alloc_percpu_many_in};
 use crate::allocator::{PerCpuAllocator, Policy, Region, UpkeepBy};
 use crate::backing::mmap::{Geometry, Mmap, Placement};
 use crate::cache::Here;
@@ -178,6 +178,18 @@ unsafe impl Domain for Global {
         }
     }
 
+    fn allocate_many(request: &Request, out: &mut [usize]) -> Result<(), AllocError> {
+        match (ready(), module::host()) {
+            (Some(allocator), _) => {
+                // SAFETY: it is the domain's instance.
+                let here = unsafe { Here::<Self>::new() };
+                allocator.allocate_many_at(&here, request, out)
+            }
+            (None, Some(host)) => host.allocate_many(request, out),
+            (None, None) => process().allocator.allocate_many(request, out),
+        }
+    }
+
     #[inline]
     unsafe fn free(address: usize, flags: FreeFlags) -> Result<(), FreeError> {
         // SAFETY: the promise of the caller; it is the domain's instance.
@@ -199,7 +211,7 @@ unsafe impl Domain for Global {
     fn region(neutral: usize) -> Option<Region> {
         match module::host() {
             Some(host) => host.region(neutral),
-            None => Some(process().allocator.address_info(neutral)?.region),
+            None => process().allocator.region(neutral),
         }
     }
 }
@@ -249,6 +261,25 @@ fn find_units() -> &'static Units {
 /// said [`page_geometry!`](crate::page_geometry!) or has page-aligned static variables: then a page is the limit.
 pub fn alloc_percpu<T: FromZeros>() -> Result<PerCpuPtr<T>, AllocError> {
     alloc_percpu_in()
+}
+
+/// Allocates `N` variables in the process, all of them or none: a `T` of zero bytes on every CPU each.
+///
+/// ```
+/// use pcpu::{CpuCell, alloc_percpu_many, free_percpu_many, this_cpu};
+///
+/// let [reads, writes] = alloc_percpu_many::<CpuCell<u64>, 2>()?;
+/// // SAFETY: the variables are live until they are freed below.
+/// unsafe { this_cpu::add(writes, 1) };
+/// // SAFETY: nobody uses the variables any more.
+/// unsafe { free_percpu_many(&[reads, writes])? };
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// As [`alloc_percpu`]; then none is allocated.
+pub fn alloc_percpu_many<T: FromZeros, const N: usize>() -> Result<[PerCpuPtr<T>; N], AllocError> {
+    alloc_percpu_many_in()
 }
 
 /// The allocator of the process.

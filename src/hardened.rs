@@ -25,7 +25,7 @@
 //! - A CPU that comes late finds zero bytes where others have guards; all of a copy's guards may be zero.
 //!
 //! # In a process
-//! The environment variable [`PCPU_HARDENED`](crate::global#hardened-mode) hardens the process's instance.
+//! The environment variable [`PCPU_HARDENED`](mod@crate::global#hardened-mode) hardens the process's instance.
 //!
 //! ```
 //! use pcpu::backing::sim::Machine;

@@ -116,7 +116,8 @@ pub mod unit;
 
 pub use alloc_api::{
     Domain, Global, Handle, Instance, PerCpuPtr, alloc_percpu_bytes, alloc_percpu_in,
-    alloc_percpu_with, drain_caches, free_percpu, free_percpu_with, per_cpu_ptr, this_cpu_ptr,
+    alloc_percpu_many_in, alloc_percpu_many_with, alloc_percpu_with, drain_caches, free_percpu,
+    free_percpu_many, free_percpu_with, per_cpu_ptr, this_cpu_ptr,
 };
 pub use allocator::PerCpuAllocator;
 pub use counter::{BatchCounter, Counter};
@@ -124,10 +125,12 @@ pub use counter::{BatchCounter, Counter};
 pub use cpu_lock::{CpuLock, LocalLock};
 pub use field::{Field, Part, Parts};
 #[cfg(all(feature = "std", target_os = "linux"))]
-pub use global::{alloc_percpu, global};
+pub use global::{alloc_percpu, alloc_percpu_many, global};
 pub use owner::{InitError, PerCpu, RemoteCell, Shape};
 pub use refcount::{Ref, RefCount};
-pub use request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
+pub use request::{
+    AllocError, AllocFlags, CpuError, FreeError, FreeFlags, FreeManyError, Request, SetupError,
+};
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use static_var::{CACHE_LINE_BYTES, Initial, Section, StaticVar};
 #[cfg(all(feature = "std", target_os = "linux"))]

@@ -21,7 +21,7 @@ use zerocopy::FromZeros;
 
 #[cfg(all(feature = "std", target_os = "linux"))]
 use crate::alloc_api::Global;
-use crate::alloc_api::{Domain, Handle, PerCpuPtr, per_cpu_ptr};
+use crate::alloc_api::{Domain, Handle, PerCpuPtr, alloc_percpu_many_in, per_cpu_ptr};
 use crate::request::{AllocError, CpuError};
 use crate::this_cpu::Live;
 use crate::unit::CpuId;
@@ -111,6 +111,27 @@ impl<T, D: Domain> PerCpu<T, D> {
         T: FromZeros,
     {
         Ok(Self::owning(copies::zeroed(1)?, ()))
+    }
+
+    /// `N` variables of zero bytes on every CPU, all of them or none; cheaper than one by one.
+    ///
+    /// ```
+    /// use pcpu::{CpuCell, LocalCell, PerCpu, RemoteCell};
+    ///
+    /// let [read, written] = PerCpu::<CpuCell<u64>>::new_many()?;
+    /// written.add(512);
+    /// assert_eq!((read.sum(), written.sum()), (0, 512));
+    /// # Ok::<(), pcpu::AllocError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn new_many<const N: usize>() -> Result<[Self; N], AllocError>
+    where
+        T: FromZeros,
+    {
+        let firsts = alloc_percpu_many_in::<T, D, N>()?;
+        Ok(firsts.map(|first| Self::owning(first, ())))
     }
 
     /// A variable with the copy that `init` makes for each possible CPU, in order of their numbers. All of them are

@@ -97,6 +97,18 @@ impl Request {
         Self { owner, ..self }
     }
 
+    /// How to free what the request was served with.
+    pub(crate) fn free_flags(&self) -> FreeFlags {
+        let pairs = [
+            (AllocFlags::ATOMIC, FreeFlags::ATOMIC),
+            (AllocFlags::RESERVED, FreeFlags::RESERVED),
+            (AllocFlags::TRY, FreeFlags::TRY),
+        ];
+        let is_wanted = |(flag, _): &(AllocFlags, FreeFlags)| self.flags.contains(*flag);
+        let wanted = pairs.into_iter().filter(is_wanted);
+        wanted.map(|(_, flag)| flag).collect()
+    }
+
     pub(crate) fn context(&self) -> Context {
         match self.flags.intersects(AllocFlags::ATOMIC | AllocFlags::TRY) {
             true => Context::Atomic,
@@ -264,6 +276,27 @@ impl fmt::Display for FreeError {
 }
 
 impl core::error::Error for FreeError {}
+
+/// Why not all of many areas were freed: those before it were, it and those behind it stay as they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FreeManyError {
+    /// How many were freed, and so the index of the one that was not.
+    pub freed: usize,
+    /// Why that one was not.
+    pub error: FreeError,
+}
+
+impl fmt::Display for FreeManyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "after {} that were freed: {}", self.freed, self.error)
+    }
+}
+
+impl core::error::Error for FreeManyError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
 
 /// Why a CPU cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

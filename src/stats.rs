@@ -46,7 +46,8 @@ pub struct Stats {
     pub smallest_bytes: usize,
     /// Largest size ever handed out, in bytes.
     pub largest_bytes: usize,
-    /// Requests that no cache served, of an instance that has caches: the lock was taken for them.
+    /// Requests that no cache served, of an instance that has caches: the lock was taken for them. Requests for several areas at one go
+    /// are not among them.
     pub cache_misses: u64,
     /// Times that the caches of all CPUs were emptied.
     pub cache_drains: u64,
@@ -120,10 +121,20 @@ impl Stats {
         self.count_allocs(slots / ONE_TAKEN, bytes);
     }
 
-    /// Counts areas of so many bytes as handed out.
+    /// Counts areas of so many bytes as handed out. What caches hand out is added late and may have been
+    /// [uncounted](Self::uncount_allocs) by then: sums wrap, and are right when all is added.
+    #[inline]
     pub(crate) fn count_allocs(&mut self, areas: u64, bytes: usize) {
-        self.allocs += areas;
-        self.sizes[Self::size_class(bytes)] += areas;
+        let class = Self::size_class(bytes);
+        self.allocs = self.allocs.wrapping_add(areas);
+        self.sizes[class] = self.sizes[class].wrapping_add(areas);
+    }
+
+    /// Undoes [`count_allocs`](Self::count_allocs), for areas that nobody was given in the end.
+    pub(crate) fn uncount_allocs(&mut self, areas: u64, bytes: usize) {
+        let class = Self::size_class(bytes);
+        self.allocs = self.allocs.wrapping_sub(areas);
+        self.sizes[class] = self.sizes[class].wrapping_sub(areas);
     }
 }
 

@@ -81,7 +81,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// An area out of the current CPU's cache.
     #[inline]
-    fn take_cached(&self, seat: &impl Seat, request: &Request) -> Option<usize> {
+    pub(super) fn take_cached(&self, seat: &impl Seat, request: &Request) -> Option<usize> {
         let caches = self.caches.as_ref()?;
         let class = self.cached_class(request)?;
         if let Some(address) = self.take_from_run(caches, seat, request, class) {

@@ -28,8 +28,9 @@ use ledger::{Block, Fill, Ledger};
 mod guards;
 mod ledger;
 
-/// In the flags of a request or a free: it is for an area with its guards, which the event hook knows nothing of. No flag of callers.
-const WITH_GUARDS: u32 = 1 << 31;
+/// In the flags of a request or a free: whoever makes it tells the event hook, as for an area with its guards, which the hook knows
+/// nothing of. No flag of callers.
+const TOLD_APART: u32 = 1 << 31;
 
 /// What an instance in hardened mode has besides.
 pub(super) struct Hardened<R: RawMutex> {
@@ -105,12 +106,17 @@ impl<R: RawMutex> Quarantine<'_, R> {
 
 /// Whether a request is told to the event hook by whoever made it.
 pub(super) fn is_told_apart(flags: AllocFlags) -> bool {
-    flags.bits() & WITH_GUARDS != 0
+    flags.bits() & TOLD_APART != 0
+}
+
+/// The same request, told to the event hook by whoever makes it.
+pub(super) fn told_apart(request: &Request) -> Request {
+    request.with_flags(request.flags | AllocFlags::from_bits_retain(TOLD_APART))
 }
 
 /// [`is_told_apart`] for a free.
 pub(super) fn is_free_told_apart(flags: FreeFlags) -> bool {
-    flags.bits() & WITH_GUARDS != 0
+    flags.bits() & TOLD_APART != 0
 }
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
@@ -234,7 +240,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
         let whole = Request {
             bytes: whole_bytes,
-            flags: request.flags | AllocFlags::from_bits_retain(WITH_GUARDS),
+            flags: request.flags | AllocFlags::from_bits_retain(TOLD_APART),
             ..*request
         };
         let is_try = request.flags.contains(AllocFlags::TRY);
@@ -373,7 +379,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             let start = record.area.address - record.front_bytes;
             self.check_area(hardened, &record);
             if let Some(at) = self.locate(start) {
-                let flags = flags | FreeFlags::from_bits_retain(WITH_GUARDS);
+                let flags = flags | FreeFlags::from_bits_retain(TOLD_APART);
                 self.take_back_at_once(start, flags, at)?;
             }
         }

@@ -54,6 +54,13 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         of_cpu.or_else(|| self.neutral_info(address, None))
     }
 
+    /// The region that a neutral address lies in, whatever copies lie there; `None` if it is none of this instance. Its cost does not
+    /// depend on how many CPUs there are.
+    pub(crate) fn region(&self, neutral: usize) -> Option<Region> {
+        let info = self.neutral_info(neutral, None)?;
+        Some(info.region)
+    }
+
     /// Whether `address` is some CPU's copy of a static variable, and whose.
     pub fn is_static_address(&self, address: usize) -> Option<CpuId> {
         self.address_info(address)

@@ -19,6 +19,7 @@ use crate::unit::{GRANULE_BYTES, UnitSizes};
 
 pub(super) use placing::{Placed, Taken};
 
+mod many;
 mod placing;
 
 /// Frees and allocations that pass before a spare chunk that could not be made is tried again; twice as many each time.
@@ -510,15 +511,13 @@ impl State {
     pub(super) fn count_alloc(&mut self, bytes: usize, rounded_bytes: usize) {
         self.retry_in = self.retry_in.saturating_sub(1);
         let stats = &mut self.stats;
-        stats.allocs += 1;
         stats.live += 1;
         stats.live_peak = stats.live_peak.max(stats.live);
         stats.live_bytes += rounded_bytes as u64;
         stats.live_peak_bytes = stats.live_peak_bytes.max(stats.live_bytes);
         stats.note_size(bytes);
-        let class = Stats::size_class(rounded_bytes);
-        stats.sizes[class] += 1;
-        stats.live_sizes[class] += 1;
+        stats.count_allocs(1, rounded_bytes);
+        stats.live_sizes[Stats::size_class(rounded_bytes)] += 1;
     }
 
     /// Counts the areas of a run, of `len_bytes` each, as live, one of which is handed out for a request of `bytes`.

@@ -1,8 +1,9 @@
 //! A signed number per CPU of which only the sum means anything: what counters and reference counts are made of.
 
 use core::fmt;
+use core::ptr;
 
-use crate::alloc_api::{Domain, PerCpuPtr, alloc_percpu_in, free_percpu, per_cpu_ptr};
+use crate::alloc_api::{Domain, PerCpuPtr, alloc_percpu_in, free_percpu};
 use crate::request::AllocError;
 use crate::this_cpu::CpuCell;
 
@@ -22,12 +23,13 @@ impl<D: Domain> Deltas<D> {
 
     /// The sum, wrapping. A CPU that was never materialised has added nothing, and is not looked at.
     pub(crate) fn sum(&self) -> i64 {
-        let cpus = D::units().materialised();
-        cpus.iter()
-            .filter_map(|cpu| per_cpu_ptr(self.0, cpu).ok())
+        let mut sum = 0_i64;
+        D::units().for_each_copy(self.0.neutral(), |copy| {
+            let copy: *const CpuCell<i64> = ptr::with_exposed_provenance(copy);
             // SAFETY: the variable is owned, so live; a `CpuCell` may be read from any CPU.
-            .map(|copy| unsafe { copy.as_ref() }.read_remote())
-            .fold(0, i64::wrapping_add)
+            sum = sum.wrapping_add(unsafe { &*copy }.read_remote());
+        });
+        sum
     }
 }
 

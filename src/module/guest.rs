@@ -18,7 +18,7 @@ use super::table::{Extent, HostTable};
 use crate::allocator::Region;
 use crate::cpus::Units;
 use crate::global::{self, WINDOW_BYTES};
-use crate::request::{AllocError, CpuError, FreeError, FreeFlags, Request};
+use crate::request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request};
 use crate::static_var::Template;
 use crate::this_cpu::process::{self, Method};
 use crate::unit::CpuId;
@@ -102,6 +102,32 @@ impl Host {
         // SAFETY: the promise of the caller.
         let reply = unsafe { (self.table.free)(address, flags.bits()) };
         reply.result().map(|_| ())
+    }
+
+    /// One after the other: hosts of any age serve that. More than one for who may only try is refused, since what had been
+    /// allocated could not be freed for certain.
+    pub(crate) fn allocate_many(
+        &self,
+        request: &Request,
+        out: &mut [usize],
+    ) -> Result<(), AllocError> {
+        if request.flags.contains(AllocFlags::TRY) && out.len() > 1 {
+            return Err(AllocError::Busy);
+        }
+        for index in 0..out.len() {
+            match self.allocate(request) {
+                Ok(address) => out[index] = address,
+                Err(error) => {
+                    for &address in &out[..index] {
+                        // SAFETY: allocated above, for the caller, who never learnt of it.
+                        let freed = unsafe { self.free(address, request.free_flags()) };
+                        debug_assert_eq!(freed, Ok(()));
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn bring_up(&self, cpu: CpuId) -> Result<(), CpuError> {

@@ -4,6 +4,7 @@
 //! would take page tables from the system and, while the CPU is being brought up, could read what is not zeroed yet. A
 //! static variable's copy is the initial value there; where looking would take memory, that of one such CPU goes for all.
 
+use core::ptr;
 use core::sync::atomic::{Ordering, fence};
 
 use crate::alloc_api::{Domain, Handle, per_cpu_ptr};
@@ -52,41 +53,65 @@ pub trait RemoteCell<T: Scalar>: Live<Target = CpuCell<T>> {
 
     /// The values on all CPUs that may have another than zero.
     fn values(&self) -> impl Iterator<Item = (CpuId, T)> {
-        let units = <Self::Domain as Domain>::units();
-        let cpus = match region_of(self) {
-            Region::Dynamic => units.materialised(),
-            Region::Static | Region::Reserved => units.possible(),
-        };
-        let mut initial = None;
-        cpus.iter().filter_map(move |cpu| {
-            if units.materialised().contains(cpu) || !units.comes_with_touch {
-                return Some((cpu, self.read_on(cpu).ok()?));
-            }
-            if let Some(value) = initial {
-                return Some((cpu, value));
-            }
-            let value = self.read_on(cpu).ok()?;
-            fence(Ordering::Acquire);
-            if !units.materialised().contains(cpu) {
-                // It has not come meanwhile, so nothing was ever written there.
-                initial = Some(value);
-            }
-            Some((cpu, value))
-        })
+        values_in(self, region_of(self))
     }
 
     /// The sum over all possible CPUs, wrapping at the width of the cell. It is right even if each CPU's own value has
     /// wrapped, as that of one that only ever subtracts.
     fn sum(&self) -> T {
+        let units = <Self::Domain as Domain>::units();
         let zero = T::new_zeroed().to_word();
-        T::from_word(
-            self.values()
-                .fold(zero, |sum, (_, value)| sum.wrapping_add(value.to_word())),
-        )
+        let region = region_of(self);
+        let cpus = match region {
+            Region::Dynamic => units.materialised(),
+            Region::Static | Region::Reserved if !units.comes_with_touch => units.possible(),
+            Region::Static | Region::Reserved => {
+                let values = values_in(self, region);
+                return T::from_word(
+                    values.fold(zero, |sum, (_, value)| sum.wrapping_add(value.to_word())),
+                );
+            }
+        };
+        // No address of a CPU that is asked for is looked up, nor is it asked again whether the CPU has memory.
+        let mut sum = zero;
+        units.for_each_copy_on(cpus, self.handle().neutral(), |copy| {
+            // SAFETY: the variable is live on every possible CPU.
+            let value = unsafe { T::Word::load(ptr::with_exposed_provenance(copy)) };
+            sum = sum.wrapping_add(value);
+        });
+        T::from_word(sum)
     }
 }
 
 impl<T: Scalar, H: Live<Target = CpuCell<T>>> RemoteCell<T> for H {}
+
+/// The values of a variable that lies in `region`.
+fn values_in<T: Scalar, H: RemoteCell<T> + ?Sized>(
+    variable: &H,
+    region: Region,
+) -> impl Iterator<Item = (CpuId, T)> {
+    let units = H::Domain::units();
+    let cpus = match region {
+        Region::Dynamic => units.materialised(),
+        Region::Static | Region::Reserved => units.possible(),
+    };
+    let mut initial = None;
+    cpus.iter().filter_map(move |cpu| {
+        if units.materialised().contains(cpu) || !units.comes_with_touch {
+            return Some((cpu, variable.read_on(cpu).ok()?));
+        }
+        if let Some(value) = initial {
+            return Some((cpu, value));
+        }
+        let value = variable.read_on(cpu).ok()?;
+        fence(Ordering::Acquire);
+        if !units.materialised().contains(cpu) {
+            // It has not come meanwhile, so nothing was ever written there.
+            initial = Some(value);
+        }
+        Some((cpu, value))
+    })
+}
 
 /// The region that a live variable lies in.
 fn region_of<H: Handle + ?Sized>(variable: &H) -> Region {
