@@ -41,6 +41,11 @@ const TESTS: &[Test] = &[
         "an area of another CPU is freed, interrupted anywhere",
         free_from_afar,
     ),
+    Test::new("a free into the stash, interrupted anywhere", stash),
+    Test::new(
+        "an allocation from the stash, interrupted anywhere",
+        take_stashed,
+    ),
     Test::new("a cache is emptied, interrupted anywhere", drain),
 ];
 
@@ -352,13 +357,80 @@ fn collect() -> Result<(), Why> {
 
 /// Empties the cache, and takes all areas of the run that is opened next.
 fn use_up_run() -> [Option<Area>; RUN] {
-    let mut taken = [None; RUN];
     drain_caches::<Kernel>();
+    use_up_next_run()
+}
+
+/// Takes all areas of a run that is opened in place of one that is used up.
+fn use_up_next_run() -> [Option<Area>; RUN] {
+    let mut taken = [None; RUN];
     let before = idle_areas();
     taken[0] = Some(take_own());
     let left = (idle_areas() - before) as usize;
     taken[1..=left].fill_with(|| Some(take_own()));
     taken
+}
+
+/// Areas of a run that made way for another, which is used up as well: they belong to none.
+fn outlive_run() -> [[Option<Area>; RUN]; 2] {
+    give_all_kept();
+    [use_up_run(), use_up_next_run()]
+}
+
+/// An area that is interrupted on its way is freed, and perhaps not named: the handler takes an area itself, and opens a run for
+/// that. The last free is not interrupted.
+fn stash() -> Result<(), Why> {
+    let came_back = Cell::new(0);
+    swept(
+        outlive_run,
+        |[mut old, new]| {
+            let area = old[0].take();
+            area.into_iter().for_each(give_own);
+            ([old, new], area)
+        },
+        |(areas, area)| {
+            let next = take_own();
+            came_back.set(came_back.get() + u64::from(area == Some(next)));
+            give_own(next);
+            areas.into_iter().flatten().flatten().for_each(give_own);
+        },
+        |_| {
+            ensure!(came_back.take() > 0, "nothing was stashed");
+            Ok(())
+        },
+    )
+}
+
+/// The handler takes what is stashed, too.
+fn take_stashed() -> Result<(), Why> {
+    const STASHED: usize = 3;
+    let came_back = Cell::new(0);
+    swept(
+        || {
+            let [mut old, new] = outlive_run();
+            let mut stashed = [None; STASHED];
+            stashed.swap_with_slice(&mut old[..STASHED]);
+            stashed.into_iter().flatten().for_each(give_own);
+            ([old, new], stashed)
+        },
+        |areas| (areas, take_own()),
+        |((areas, stashed), area)| {
+            came_back.set(came_back.get() + u64::from(stashed.contains(&Some(area))));
+            give_own(area);
+            areas.into_iter().flatten().flatten().for_each(give_own);
+        },
+        |seen| mostly_came_back(came_back.take(), seen),
+    )
+}
+
+/// What was stashed was handed out again, but for what the handler got.
+fn mostly_came_back(came_back: u64, seen: &Seen) -> Result<(), Why> {
+    ensure!(
+        2 * came_back > seen.sweep.runs,
+        "{came_back} of {} came back",
+        seen.sweep.runs
+    );
+    Ok(())
 }
 
 /// The interrupts free areas of the same run.
