@@ -101,7 +101,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             self.sweep();
         }
         if self.has_sign(UPKEEP_DUE) {
-            self.keep_up();
+            match self.has_caches() {
+                // What is freed and not swept is what stashes name.
+                true => self.keep_up(),
+                false => self.upkeep(),
+            };
         }
     }
 
