@@ -118,14 +118,17 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     #[inline]
     pub(super) fn find_run(&self, address: usize, flags: FreeFlags) -> Option<(Run, u32)> {
         let caches = self.caches.as_ref()?;
+        caches.cells.find(self.cached_granule(address, flags)?)
+    }
+
+    /// The granule of the window that `address` is, if caches may serve a free of it with such flags.
+    #[inline]
+    pub(super) fn cached_granule(&self, address: usize, flags: FreeFlags) -> Option<u32> {
         let is_usual = (FreeFlags::ATOMIC | FreeFlags::TRY).contains(flags);
         let from_base = address.wrapping_sub(self.geometry.window.base);
         // Less than a granule counts too.
         let granule = from_base.rotate_right(GRANULE_BYTES.trailing_zeros());
-        if granule >= REACH_GRANULES || !is_usual {
-            return None;
-        }
-        caches.cells.find(granule as u32)
+        (granule < REACH_GRANULES && is_usual).then_some(granule as u32)
     }
 
     /// Puts an area back into the current CPU's run, if it is that CPU's alone.

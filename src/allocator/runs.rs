@@ -1,4 +1,5 @@
-//! What the holder of the lock does for the per-CPU caches: opens runs, closes them, and looks into those of other CPUs.
+//! What the holder of the lock does for the per-CPU caches: sets them up, closes runs ([`refill`](super::refill) opens them), and
+//! looks into those of other CPUs.
 //!
 //! A run's areas are live areas of their chunk, taken at one go. When the run is closed, those that are free in it go back to
 //! the chunk; the others stay what they are, areas that are freed by their marks. An area of a run that another CPU frees is

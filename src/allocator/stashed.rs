@@ -10,7 +10,7 @@ use super::runs::Caches;
 use super::state::State;
 use super::{PerCpuAllocator, WATCHED};
 use crate::backing::Backing;
-use crate::cache::{Class, MAX_LEN, REACH_GRANULES, Seat, Stash};
+use crate::cache::{Class, MAX_LEN, Seat, Stash};
 use crate::request::{AllocFlags, FreeFlags};
 use crate::stats::Stats;
 use crate::sync::{self, Ordering};
@@ -85,14 +85,13 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let Some(caches) = &self.caches else {
             return false;
         };
-        let is_usual = (FreeFlags::ATOMIC | FreeFlags::TRY).contains(flags);
-        let from_base = address.wrapping_sub(self.geometry.window.base);
-        // Less than a granule counts too.
-        let granule = from_base.rotate_right(GRANULE_BYTES.trailing_zeros());
-        if granule >= REACH_GRANULES || !is_usual || address == caches.table {
+        let Some(granule) = self.cached_granule(address, flags) else {
+            return false;
+        };
+        if address == caches.table {
             return false;
         }
-        let (place, in_unit) = self.place_of(granule as u32);
+        let (place, in_unit) = self.place_of(granule);
         let Some(area) = self.places.live_area(place, in_unit) else {
             return false;
         };
@@ -105,11 +104,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let stash = unsafe { seat.peek_word(at) }.map(Stash::from_bits);
         let more = stash.filter(|stash| stash.len() == len).and_then(|stash| {
             // Areas of an even length are of use where they are aligned to as much.
-            let is_usual = len & 1 != 0 || granule & 1 == 0;
+            let is_aligned = len & 1 != 0 || granule & 1 == 0;
             let has_room = stash.depth() * len < caches.stash_granules();
-            let more = stash
-                .with(granule as u32)
-                .filter(|_| is_usual && has_room)?;
+            let more = stash.with(granule).filter(|_| is_aligned && has_room)?;
             // While the area is the caller's.
             // SAFETY: nobody uses the area (promise of whoever frees it), which is live on every CPU that has memory.
             unsafe { seat.write_link(address, stash.link()) };
