@@ -99,6 +99,23 @@ fn swept_and_handed_out_as_something_else() {
     }
 }
 
+/// A stash names an area that has been swept, and a shorter one that was freed starts there by now.
+#[test]
+fn a_shorter_one_in_its_place() {
+    let pcpu = with_caches(&small_machine(2));
+    let here = seat(&pcpu, 0);
+    let areas = allocate(&pcpu, 0, 4 * SLOTS);
+    free_at(&pcpu, &here, areas[0]).unwrap();
+    // Looking at the counters sweeps.
+    assert_eq!(pcpu.stats().live, 4 * SLOTS as u64 - 1);
+    let shorter = pcpu.allocate(&Request::new(32, 8)).unwrap();
+    assert_eq!(shorter, areas[0], "the lowest place");
+    // SAFETY: just allocated.
+    unsafe { pcpu.free(shorter) }.unwrap();
+    let again = pcpu.allocate_at(&here, &REQUEST).unwrap();
+    assert!(live_areas(&pcpu)[&again] >= 64);
+}
+
 /// A stash counts in few bits, which overflow into the counters.
 #[test]
 fn everything_is_counted() {
