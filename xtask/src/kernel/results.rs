@@ -2,7 +2,8 @@
 //! [`FILE`], a step of the tests compares.
 //!
 //! The counts are the same on every machine, but for another compiler. What an allocation takes follows the allocator, so only the
-//! operations on cells are compared, which are to stay what they are.
+//! operations on cells are compared, which are to stay what they are: the few-instruction ones exactly, the longer ones (a sum over CPUs)
+//! to within a quarter, since a change elsewhere moves what the compiler keeps in registers around them.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -23,12 +24,35 @@ const CPUS: &[u32] = &[1, 4, 64];
 /// The operations that are compared: those on cells.
 const COMPARED: &[&str] = &["static_", "dynamic_"];
 
+/// Counts below this are of one or a few instructions, which nothing elsewhere changes.
+const EXACT_BELOW: f64 = 30.0;
+
+/// How far the others may lie from what is kept, in hundredths.
+const TOLERANCE_PERCENT: f64 = 25.0;
+
 /// A line of the results.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Row {
     operation: String,
     cpus: u32,
     instructions: String,
+}
+
+impl Row {
+    /// Whether the counts say that the code is still what it was.
+    fn is_as_kept(&self, kept: &Self) -> bool {
+        if self.instructions == kept.instructions {
+            return true;
+        }
+        let counts = (
+            self.instructions.parse::<f64>(),
+            kept.instructions.parse::<f64>(),
+        );
+        let (Ok(now), Ok(before)) = counts else {
+            return false;
+        };
+        before >= EXACT_BELOW && (now - before).abs() <= before * TOLERANCE_PERCENT / 100.0
+    }
 }
 
 /// Writes the results anew.
@@ -71,8 +95,7 @@ pub fn check() -> Result<Tally, Failure> {
         let kept = kept.next();
         let is_compared = COMPARED.iter().any(|it| row.operation.starts_with(it));
         let held = kept.as_ref().is_some_and(|kept| {
-            let is_same = kept.instructions == row.instructions;
-            kept.operation == row.operation && (is_same || !is_compared)
+            kept.operation == row.operation && (!is_compared || row.is_as_kept(kept))
         });
         if !held {
             println!("FAILED {row:?}, {FILE} has {kept:?}");
@@ -134,6 +157,22 @@ fn row_of_result(line: &str) -> Option<Row> {
 #[cfg(test)]
 mod tests {
     use super::{COLUMNS, row_of_kernel, row_of_result};
+
+    #[test]
+    fn short_counts_are_exact_and_long_ones_near() {
+        for (now, before, held) in [
+            ("1.0", "1.0", true),
+            ("1.1", "1.0", false),
+            ("2.0", "1.0", false),
+            ("95.0", "83.0", true),
+            ("83.0", "95.0", true),
+            ("120.0", "83.0", false),
+            ("", "83.0", false),
+        ] {
+            let row = |count: &str| row_of_result(&format!("static_inc,1,{count}")).unwrap();
+            assert_eq!(row(now).is_as_kept(&row(before)), held, "{now} {before}");
+        }
+    }
 
     #[test]
     fn a_row_is_what_the_kernel_said() {
