@@ -9,13 +9,13 @@ mod copies;
 mod free;
 #[path = "common/gate.rs"]
 mod gate;
+#[path = "common/newcomers.rs"]
+mod newcomers;
 #[path = "common/same.rs"]
 mod same;
 #[path = "common/small.rs"]
 mod small;
 
-use free::FreeArea;
-use pcpu::FreeFlags;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::thread;
@@ -24,11 +24,13 @@ use std::time::Duration;
 use pcpu::backing::BackingError;
 use pcpu::backing::sim::{Call, SimAllocator};
 use pcpu::unit::{CpuId, FirstChunkSpec};
-use pcpu::{AllocError, AllocFlags, CpuError, Request};
+use pcpu::{AllocFlags, CpuError, FreeFlags, Request};
 
 use audit::audit;
 use copies::{assert_stamped, assert_zero, stamp};
+use free::FreeArea;
 use gate::{Step, Verdict, assert_pages_agree, gated_machine};
+use newcomers::bring_up_amid_churn;
 use same::assert_same;
 use small::{UNIT_BYTES, small_machine};
 
@@ -204,7 +206,6 @@ fn a_failure_at_any_step_is_undone() {
     }
 }
 
-/// All threads do what they do while CPUs come up, some of them at the second or third try.
 #[test]
 fn cpus_come_up_amid_allocations() {
     let rounds = 30;
@@ -216,73 +217,11 @@ fn cpus_come_up_amid_allocations() {
         };
         let pcpu = machine.build().unwrap();
         pcpu.backing().set_faults(move |call| call % 23 == round);
-        let is_over = AtomicBool::new(false);
-        thread::scope(|scope| {
-            for worker in 0..2 {
-                let (pcpu, is_over) = (&pcpu, &is_over);
-                scope.spawn(move || churn(pcpu, worker, is_over));
-            }
-            scope.spawn(|| {
-                while !is_over.load(Ordering::Relaxed) {
-                    pcpu.upkeep();
-                    pcpu.trim(0);
-                    thread::yield_now();
-                }
-            });
-            for cpu in (1..6).map(CpuId::new) {
-                while let Err(error) = pcpu.bring_up(cpu) {
-                    assert!(matches!(error, CpuError::NoMemory { .. }), "{error}");
-                }
-                thread::sleep(Duration::from_millis(1));
-            }
-            is_over.store(true, Ordering::Relaxed);
-        });
+        bring_up_amid_churn(&pcpu, 1..6);
         pcpu.backing().set_faults(|_| false);
         pcpu.trim(0);
         let end = audit(&pcpu);
         assert_eq!((end.stats.live, end.stats.chunks), (0, 1));
-    }
-}
-
-/// Allocates and frees. A CPU that came up since an area was stamped reads zero, for its copies were never written.
-fn churn(pcpu: &SimAllocator, worker: usize, is_over: &AtomicBool) {
-    let mut live: Vec<((usize, usize), Vec<CpuId>)> = Vec::new();
-    let mut turn = worker;
-    while !is_over.load(Ordering::Relaxed) || !live.is_empty() {
-        turn += 1;
-        let wants_more = !is_over.load(Ordering::Relaxed) && live.len() < 12;
-        if wants_more {
-            let bytes = [40, 4096, 9000, 300, 20_000][turn % 5];
-            let flags = [AllocFlags::empty(), AllocFlags::ATOMIC][turn % 2];
-            let request = Request::new(bytes, 64).with_flags(flags);
-            match pcpu.allocate(&request) {
-                Ok(address) => {
-                    let area = (address, bytes);
-                    let cpus: Vec<_> = pcpu.units().materialised().iter().collect();
-                    for &cpu in &cpus {
-                        assert_zero(pcpu, area, cpu);
-                        copies::stamp_one(pcpu, area, cpu);
-                    }
-                    live.push((area, cpus));
-                }
-                Err(error) => assert!(matches!(error, AllocError::Backing(_)), "{error}"),
-            }
-        }
-        if !wants_more || turn.is_multiple_of(3) {
-            let Some((area, cpus)) =
-                (!live.is_empty()).then(|| live.swap_remove(turn % live.len()))
-            else {
-                continue;
-            };
-            for cpu in pcpu.units().materialised().iter() {
-                if cpus.contains(&cpu) {
-                    assert_stamped(pcpu, area, cpu);
-                } else {
-                    assert_zero(pcpu, area, cpu);
-                }
-            }
-            pcpu.free_area(area.0, FreeFlags::empty()).unwrap();
-        }
     }
 }
 

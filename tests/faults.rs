@@ -17,8 +17,6 @@ mod small;
 #[path = "common/undone.rs"]
 mod undone;
 
-use free::FreeArea;
-use pcpu::FreeFlags;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -27,10 +25,11 @@ use pcpu::allocator::Policy;
 use pcpu::backing::BackingError;
 use pcpu::backing::sim::{Call, Machine, MachineError, SimAllocator};
 use pcpu::unit::{CpuId, FirstChunkKind};
-use pcpu::{AllocError, AllocFlags, CpuError, Request, SetupError};
+use pcpu::{AllocError, AllocFlags, CpuError, FreeFlags, Request, SetupError};
 
 use audit::{Picture, audit};
 use copies::{assert_stamped, assert_zero, stamp};
+use free::FreeArea;
 use same::assert_same;
 use small::{UNIT_BYTES, small_machine};
 use undone::assert_undone;

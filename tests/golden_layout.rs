@@ -249,39 +249,26 @@ fn model(spec: &FirstChunkSpec, group_cpus: &[usize]) -> (usize, usize) {
     (alloc / best, best)
 }
 
-/// A small generator with a fixed seed, so that a failure repeats itself (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % limit as u64) as usize
-    }
-}
-
 #[test]
 fn random_machines_follow_the_rules() {
-    let mut random = Random(1);
+    let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..3000 {
-        let page_bytes = 4096 << random.below(5);
+        let page_bytes = 4096 << random.usize(..5);
         let spec = FirstChunkSpec {
-            static_bytes: random.below(300_000),
-            reserved_bytes: random.below(5000) * 4,
-            dyn_bytes: random.below(60_000),
-            atom_bytes: page_bytes * [1, 2, 3, 7, 16, 60, 256, 512, 1024, 5040][random.below(10)],
+            static_bytes: random.usize(..300_000),
+            reserved_bytes: random.usize(..5000) * 4,
+            dyn_bytes: random.usize(..60_000),
+            atom_bytes: page_bytes * [1, 2, 3, 7, 16, 60, 256, 512, 1024, 5040][random.usize(..10)],
             page_bytes,
-            min_unit_bytes: [32 << 10, 64 << 10, 50_000][random.below(3)],
+            min_unit_bytes: [32 << 10, 64 << 10, 50_000][random.usize(..3)],
         };
-        let (nr_ids, nr_nodes) = (1 + random.below(300), 1 + random.below(9));
+        let (nr_ids, nr_nodes) = (1 + random.usize(..300), 1 + random.usize(..9));
         let mut nodes: Vec<_> = (0..nr_ids)
             .map(|_| {
-                Some(NodeId::new(random.below(nr_nodes) as u32)).filter(|_| random.below(5) > 0)
+                Some(NodeId::new(random.usize(..nr_nodes) as u32)).filter(|_| random.usize(..5) > 0)
             })
             .collect();
-        nodes[random.below(nr_ids)] = Some(NodeId::new(0));
+        nodes[random.usize(..nr_ids)] = Some(NodeId::new(0));
         let topology = NodeMap::new(&nodes).unwrap();
 
         // Stale storage, as much as is needed and no more.

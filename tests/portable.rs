@@ -1,6 +1,8 @@
 //! Operations on more than one word where there is nothing but LOCKed steps: on a simulated machine, whose CPUs threads
 //! change as they like.
 
+#[path = "common/mix.rs"]
+mod mix;
 #[path = "common/slots.rs"]
 mod model_of_slots;
 

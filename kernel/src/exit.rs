@@ -1,4 +1,4 @@
-//! The end: QEMU's exit device, and panics.
+//! The end: QEMU's exit device, panics, and two names of unwinding that `core` refers to.
 //!
 //! QEMU exits with twice the written value plus 1. Only [`Outcome::Passed`] gives 33: a kernel that dies in another way
 //! (a triple fault ends QEMU with 0) is never taken for one that passed.
@@ -35,5 +35,15 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     x86_64::instructions::interrupts::disable();
     serial::break_lock();
     crate::println!("PANIC: {info}");
+    exit(Outcome::Failed)
+}
+
+/// The `core` that comes with rustc names it in its unwind tables. Nothing here unwinds.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}
+
+/// As above.
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
     exit(Outcome::Failed)
 }

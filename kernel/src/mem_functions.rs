@@ -1,4 +1,4 @@
-//! The memory functions that compiled code calls, and two names that `core` refers to.
+//! The memory functions that compiled code calls; `xtask/freestanding/main.rs` has them too.
 //!
 //! They are made of string instructions, since a loop may be compiled into a call of the same function. The direction flag
 //! is clear except inside of `memmove`; interrupt entries clear it.
@@ -79,14 +79,4 @@ unsafe extern "C" fn strlen(text: *const u8) -> usize {
         bytes += 1;
     }
     bytes
-}
-
-/// The `core` that comes with rustc names it in its unwind tables. Nothing here unwinds.
-#[unsafe(no_mangle)]
-extern "C" fn rust_eh_personality() {}
-
-/// As above.
-#[unsafe(no_mangle)]
-extern "C" fn _Unwind_Resume() -> ! {
-    crate::exit::exit(crate::exit::Outcome::Failed)
 }

@@ -1,12 +1,13 @@
 //! The tests that run in the kernel: a list of names and functions, a line for each, and the tally at the end.
 
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use pcpu::this_cpu::Live;
 use pcpu::unit::CpuId;
 use pcpu::{CpuCell, Domain, drain_caches};
 
-use crate::cpus::work::{on_all_cpus, online};
+use crate::cpus::work::{nr_online, on_all_cpus, online};
 use crate::exit::Outcome;
 use crate::machine::machine;
 use crate::percpu::{Kernel, copy};
@@ -156,6 +157,17 @@ pub fn run_all() -> Outcome {
 fn copy_of(variable: &impl Live<Target = CpuCell<u64>, Domain = Kernel>, cpu: CpuId) -> u64 {
     // SAFETY: the copy is there as long as the variable is.
     unsafe { &*copy(variable, cpu) }.read_remote()
+}
+
+/// Runs `work` on all CPUs that are online, and fails unless it says on each that all is right.
+fn all_right(work: impl Fn(CpuId) -> bool + Sync) -> Result<(), Why> {
+    let right = AtomicU64::new(0);
+    on_all_cpus(&|cpu| {
+        right.fetch_add(u64::from(work(cpu)), Ordering::Relaxed);
+    });
+    let (right, all) = (right.into_inner(), u64::from(nr_online()));
+    ensure!(right == all, "right on {right} of {all} CPUs");
+    Ok(())
 }
 
 /// Every CPU that is online empties its cache: what lies idle there is nobody else's to take.

@@ -141,23 +141,21 @@ impl ProcessOps {
     #[inline(never)]
     unsafe fn fetch_slowly<W: Word>(at: usize, operation: Operation, first: W, second: W) -> W {
         let change = operation.with(first, second);
-        // SAFETY: the promise of the caller; the word is live on every unit.
-        Self::slowly(
-            at,
-            || unsafe { rseq::fetch(Way::now(), at, change) },
-            |copy| unsafe { W::locked(copy.cast(), change) },
-        )
+        // SAFETY: the promise of the caller.
+        let fast = || unsafe { rseq::fetch(Way::now(), at, change) };
+        // SAFETY: the word is live on every unit (promise of the caller), and this copy is changed by LOCKed steps only.
+        let on_copy = |copy: *mut u8| unsafe { W::locked(copy.cast(), change) };
+        Self::slowly(at, fast, on_copy)
     }
 
     #[cold]
     #[inline(never)]
     unsafe fn read_slowly<W: Word>(at: usize) -> W {
-        // SAFETY: the promise of the caller; the word is live on every unit.
-        Self::slowly(
-            at,
-            || unsafe { rseq::read(Way::now(), at) },
-            |copy| unsafe { W::load(copy.cast()) },
-        )
+        // SAFETY: the promise of the caller.
+        let fast = || unsafe { rseq::read(Way::now(), at) };
+        // SAFETY: the word is live on every unit (promise of the caller), and this copy is changed by LOCKed steps only.
+        let on_copy = |copy: *mut u8| unsafe { W::load(copy.cast()) };
+        Self::slowly(at, fast, on_copy)
     }
 
     /// Takes the fast way as soon as it is open, or LOCKed steps on a copy: one that is changed by LOCKed steps only.
@@ -183,23 +181,22 @@ impl ProcessOps {
     #[cold]
     #[inline(never)]
     unsafe fn read_pair_slowly(at: usize) -> Pair {
-        // SAFETY: the promise of the caller; the pair is live on every unit. Zeroes are replaced by zeroes.
-        Self::slowly(
-            at,
-            || unsafe { rseq::read_pair(Way::now(), at) },
-            |copy| unsafe { locked::replace_pair(copy.cast(), [0; 2], [0; 2]) },
-        )
+        // SAFETY: the promise of the caller.
+        let fast = || unsafe { rseq::read_pair(Way::now(), at) };
+        // SAFETY: the pair is live on every unit (promise of the caller), and this copy is changed by LOCKed steps only.
+        // Zeroes are replaced by zeroes.
+        let on_copy = |copy: *mut u8| unsafe { locked::replace_pair(copy.cast(), [0; 2], [0; 2]) };
+        Self::slowly(at, fast, on_copy)
     }
 
     #[cold]
     #[inline(never)]
     unsafe fn replace_pair_slowly(at: usize, old: Pair, new: Pair) -> Pair {
-        // SAFETY: the promise of the caller; the pair is live on every unit.
-        Self::slowly(
-            at,
-            || unsafe { rseq::replace_pair(Way::now(), at, old, new) },
-            |copy| unsafe { locked::replace_pair(copy.cast(), old, new) },
-        )
+        // SAFETY: the promise of the caller.
+        let fast = || unsafe { rseq::replace_pair(Way::now(), at, old, new) };
+        // SAFETY: the pair is live on every unit (promise of the caller), and this copy is changed by LOCKed steps only.
+        let on_copy = |copy: *mut u8| unsafe { locked::replace_pair(copy.cast(), old, new) };
+        Self::slowly(at, fast, on_copy)
     }
 
     #[cold]
@@ -216,27 +213,23 @@ impl ProcessOps {
             Outcome::Refused => Some(false),
             Outcome::NoMemory => None,
         };
-        // SAFETY: the promise of the caller; the buffer is live on every unit.
-        Self::slowly(at, fast, |copy| unsafe {
-            locked::append(
-                copy.cast(),
-                source,
-                bytes,
-                capacity_bytes,
-                std::thread::yield_now,
-            )
-        })
+        let relax = std::thread::yield_now;
+        // SAFETY: the buffer is live on every unit (promise of the caller), and this copy is worked on by LOCKed steps only.
+        let on_copy = |copy: *mut u8| unsafe {
+            locked::append(copy.cast(), source, bytes, capacity_bytes, relax)
+        };
+        Self::slowly(at, fast, on_copy)
     }
 
     #[cold]
     #[inline(never)]
     unsafe fn take_slowly(at: usize, out: *mut u8) -> usize {
-        // SAFETY: the promise of the caller; the buffer is live on every unit.
-        Self::slowly(
-            at,
-            || unsafe { rseq::take(Way::now(), at, out) },
-            |copy| unsafe { locked::take(copy.cast(), out, std::thread::yield_now) },
-        )
+        // SAFETY: the promise of the caller.
+        let fast = || unsafe { rseq::take(Way::now(), at, out) };
+        let relax = std::thread::yield_now;
+        // SAFETY: the buffer is live on every unit (promise of the caller), and this copy is worked on by LOCKed steps only.
+        let on_copy = |copy: *mut u8| unsafe { locked::take(copy.cast(), out, relax) };
+        Self::slowly(at, fast, on_copy)
     }
 
     /// Takes the lock in the current CPU's copy, whose owner and gate are the first two words, if the gate is 0 and there
@@ -257,22 +250,17 @@ impl ProcessOps {
     #[cold]
     #[inline(never)]
     unsafe fn acquire_slowly(at: usize, owner: u64) -> (*mut u64, u64) {
-        // SAFETY: the promise of the caller; the lock is live on every unit. The owner of this copy is changed by LOCKed
-        // steps only, so that its gate says nothing.
-        Self::slowly(
-            at,
-            || unsafe { rseq::acquire(Way::now(), at, owner) },
-            |copy| unsafe {
-                let copy = copy.cast();
-                let taken = AtomicU64::from_ptr(copy).compare_exchange(
-                    0,
-                    owner,
-                    Ordering::Acquire,
-                    Ordering::Relaxed,
-                );
-                (copy, taken.unwrap_or_else(|found| found))
-            },
-        )
+        // SAFETY: the promise of the caller.
+        let fast = || unsafe { rseq::acquire(Way::now(), at, owner) };
+        let on_copy = |copy: *mut u8| {
+            let copy = copy.cast::<u64>();
+            // SAFETY: the lock is live on every unit (promise of the caller). The owner of this copy is changed by LOCKed
+            // steps only, so that its gate says nothing.
+            let word = unsafe { AtomicU64::from_ptr(copy) };
+            let taken = word.compare_exchange(0, owner, Ordering::Acquire, Ordering::Relaxed);
+            (copy, taken.unwrap_or_else(|found| found))
+        };
+        Self::slowly(at, fast, on_copy)
     }
 
     #[cold]

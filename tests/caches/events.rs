@@ -1,62 +1,21 @@
 //! The event hook and caches: it is told of every area, in order, so that they serve nobody meanwhile.
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-
-use pcpu::stats::{Event, EventHook};
 use pcpu::{FreeFlags, Request};
 
 use crate::machine::{Watched, live_areas, seat, with_caches};
 use crate::small::small_machine;
-
-/// What lives, as the events tell: the sizes asked for, and how many events there were.
-#[derive(Default)]
-struct Told {
-    live: BTreeMap<usize, (usize, usize)>,
-    allocs: u64,
-    frees: u64,
-}
-
-struct Hook(Mutex<Told>);
-
-impl EventHook for Hook {
-    fn event(&self, event: &Event) {
-        let mut told = self.0.lock().unwrap();
-        match *event {
-            Event::Alloc {
-                address,
-                bytes,
-                owner,
-                ..
-            } => {
-                let before = told.live.insert(address, (bytes, owner));
-                assert_eq!(before, None, "{address:#x} is told of twice");
-                told.allocs += 1;
-            }
-            Event::Free { address, bytes, .. } => {
-                let (asked, _) = told.live.remove(&address).expect("it was handed out");
-                assert_eq!(bytes, asked.next_multiple_of(4));
-                told.frees += 1;
-            }
-            _ => {}
-        }
-    }
-}
+use crate::told::{Hook, Live};
 
 #[test]
 fn the_hook_is_told_of_all_areas_in_order() {
-    static HOOK: Hook = Hook(Mutex::new(Told {
-        live: BTreeMap::new(),
-        allocs: 0,
-        frees: 0,
-    }));
+    static HOOK: Hook = Hook::new();
     let pcpu = with_caches(&small_machine(3));
     pcpu.set_event_hook(Some(&HOOK));
     let seats: Vec<_> = (0..3)
         .map(|cpu| Watched::new(seat(&pcpu, cpu), || ()))
         .collect();
     let mut numbers = fastrand::Rng::with_seed(5);
-    let mut live = BTreeMap::new();
+    let mut live = Live::new();
     let (mut allocs, mut frees) = (0, 0);
     for step in 0..3000 {
         let seat = &seats[numbers.usize(..3)];
@@ -87,7 +46,7 @@ fn the_hook_is_told_of_all_areas_in_order() {
             let again = unsafe { pcpu.free_at(seat, address, FreeFlags::empty()) };
             assert!(again.is_err());
         }
-        let told = HOOK.0.lock().unwrap();
+        let told = HOOK.told();
         assert_eq!((told.allocs, told.frees), (allocs, frees));
         assert_eq!(told.live, live);
     }

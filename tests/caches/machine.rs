@@ -6,31 +6,20 @@ use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
 use pcpu::backing::Backing;
-use pcpu::backing::sim::{Machine, SimAllocator};
+use pcpu::backing::sim::SimAllocator;
 use pcpu::cache::{LockedSeat, Seat};
 use pcpu::stats::MapItem;
 use pcpu::this_cpu::{FenceError, Pair, Put, RemotePairs};
 use pcpu::unit::CpuId;
 use pcpu::{FreeError, FreeFlags, Request};
 
+pub use crate::cached::{seat, with_caches};
+
 /// Areas of a run of 64 bytes each, where memory is as small as here.
 pub const SLOTS: usize = 8;
 
 /// A request that such runs serve.
 pub const REQUEST: Request = Request::new(64, 8);
-
-/// The machine with caches.
-pub fn with_caches(machine: &Machine) -> SimAllocator {
-    let mut pcpu = machine.build().unwrap();
-    pcpu.enable_caches().unwrap();
-    pcpu
-}
-
-/// The seat of `cpu`.
-pub fn seat(pcpu: &SimAllocator, cpu: u32) -> LockedSeat {
-    // SAFETY: all seats of the tests do LockedSeat's steps.
-    unsafe { LockedSeat::new(pcpu.units(), CpuId::new(cpu)) }
-}
 
 /// The seats of the first CPUs.
 pub fn seats(pcpu: &SimAllocator, cpus: u32) -> Vec<LockedSeat> {

@@ -1,5 +1,7 @@
 //! The per-CPU caches: what they must refuse, what they must count, and that they never hand out an area twice.
 
+#[path = "../common/cached.rs"]
+mod cached;
 #[path = "../common/child.rs"]
 mod child;
 #[path = "../common/copies.rs"]
@@ -9,6 +11,8 @@ mod copies;
 mod crew;
 #[path = "../common/small.rs"]
 mod small;
+#[path = "../common/told.rs"]
+mod told;
 
 mod counters;
 mod events;

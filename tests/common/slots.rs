@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use pcpu::this_cpu::slots::{FRESH, FULL, MAP, ONE_TAKEN};
 use pcpu::this_cpu::{LocalOps, Pair, Put, RemotePairs};
 
+use crate::mix::{STEP, mix};
+
 /// The class of a run is its low byte.
 const CLASS_MASK: u64 = 0xff;
 
@@ -18,13 +20,9 @@ pub enum Gates {
     Ignored,
 }
 
-/// Scatters the bits of a number (SplitMix64).
 fn next_random(state: &Cell<u64>) -> u64 {
-    state.set(state.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
-    let mixed = state.get();
-    let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ mixed >> 31
+    state.set(state.get().wrapping_add(STEP));
+    mix(state.get())
 }
 
 /// A run as one would write it down.

@@ -4,7 +4,10 @@
 //! of another crate, the name of a section for one of another crate in that section, `dynamic` for a handle that comes in a
 //! register. `op.handle.u64.WHERE` is the handle itself. Parts of variables are beside these.
 
-use std::hint::black_box;
+#[macro_use]
+#[path = "../common/one_op_macros.rs"]
+mod one_op_macros;
+
 use std::sync::atomic::AtomicU32;
 
 use counters::{CACHE_ALIGNED, FIRST, PAGE_ALIGNED, READ_MOSTLY};
@@ -12,7 +15,7 @@ use counters::{THERE_PAIR, THERE_U8, THERE_U16, THERE_U32, THERE_U64};
 use pcpu::this_cpu::{LocalOps, Pair};
 use pcpu::{
     CpuBuffer, CpuCell, CpuPair, CpuStack, Domain, Field, Global, Handle, Link, LocalBuffer, LocalCell, LocalPair,
-    LocalStack, Parts, PerCpu, PerCpuPtr, define_per_cpu, field, this_cpu,
+    LocalStack, Parts, PerCpu, PerCpuPtr, define_per_cpu, field,
 };
 
 define_per_cpu! {
@@ -31,34 +34,6 @@ struct Node {
 }
 pcpu::stack_node!(Node { link });
 
-/// One function, kept although nobody calls it.
-macro_rules! keep {
-    ($operation:literal, $type:ident, $place:literal, ($($name:ident: $argument:ty),*) $(-> $result:ty)?, $body:expr) => {{
-        #[unsafe(export_name = concat!("op.", $operation, ".", stringify!($type), ".", $place))]
-        extern "C" fn function($($name: $argument),*) $(-> $result)? {
-            $body
-        }
-        black_box(function as *const ());
-    }};
-}
-
-macro_rules! on_static {
-    ($type:ident, $place:literal, $cell:ident) => {
-        keep!("read", $type, $place, () -> $type, $cell.read());
-        keep!("write", $type, $place, (value: $type), $cell.write(value));
-        keep!("add", $type, $place, (value: $type), $cell.add(value));
-        keep!("sub", $type, $place, (value: $type), $cell.sub(value));
-        keep!("inc", $type, $place, (), $cell.inc());
-        keep!("dec", $type, $place, (), $cell.dec());
-        keep!("and", $type, $place, (value: $type), $cell.and(value));
-        keep!("or", $type, $place, (value: $type), $cell.or(value));
-        keep!("xor", $type, $place, (value: $type), $cell.xor(value));
-        keep!("add_return", $type, $place, (value: $type) -> $type, $cell.add_return(value));
-        keep!("xchg", $type, $place, (value: $type) -> $type, $cell.xchg(value));
-        keep!("cmpxchg", $type, $place, (old: $type, new: $type) -> bool, $cell.cmpxchg(old, new).is_ok());
-    };
-}
-
 macro_rules! handle_of_static {
     ($place:literal, $variable:ident) => {
         keep!("handle", u64, $place, () -> usize, $variable.handle().neutral());
@@ -67,33 +42,6 @@ macro_rules! handle_of_static {
 
 /// A handle in a register.
 type Cell<T> = PerCpuPtr<CpuCell<T>>;
-
-macro_rules! on_dynamic {
-    ($type:ident) => {
-        on_dynamic!($type, "read", (cell: usize) -> $type, read(cell));
-        on_dynamic!($type, "write", (cell: usize, value: $type), write(cell, value));
-        on_dynamic!($type, "add", (cell: usize, value: $type), add(cell, value));
-        on_dynamic!($type, "sub", (cell: usize, value: $type), sub(cell, value));
-        on_dynamic!($type, "inc", (cell: usize), add(cell, 1));
-        on_dynamic!($type, "dec", (cell: usize), sub(cell, 1));
-        on_dynamic!($type, "and", (cell: usize, value: $type), and(cell, value));
-        on_dynamic!($type, "or", (cell: usize, value: $type), or(cell, value));
-        on_dynamic!($type, "xor", (cell: usize, value: $type), xor(cell, value));
-        on_dynamic!($type, "add_return", (cell: usize, value: $type) -> $type, add_return(cell, value));
-        on_dynamic!($type, "xchg", (cell: usize, value: $type) -> $type, xchg(cell, value));
-        on_dynamic!($type, "cmpxchg", (cell: usize, old: $type, new: $type) -> bool, cmpxchg(cell, old, new).is_ok());
-    };
-    ($type:ident, $operation:literal, ($cell:ident: usize $(, $name:ident: $argument:ty)*) $(-> $result:ty)?,
-        $function:ident($($operand:expr),+) $(.$then:ident())?) => {
-        keep!($operation, $type, "dynamic", ($cell: usize $(, $name: $argument)*) $(-> $result)?, {
-            // SAFETY: nobody calls it; and a handle is not 0.
-            unsafe {
-                let $cell = Cell::<$type>::from_neutral_unchecked($cell);
-                this_cpu::$function($($operand),+) $(.$then())?
-            }
-        });
-    };
-}
 
 /// Operations on more than one word.
 fn on_words() {

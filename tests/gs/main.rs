@@ -8,9 +8,13 @@
 
 mod guards;
 mod kernel;
+#[path = "../common/mix.rs"]
+mod mix;
 mod model;
 #[path = "../common/slots.rs"]
 mod model_of_slots;
+#[path = "../common/operations.rs"]
+mod operations;
 mod signals;
 mod slots;
 mod statics;

@@ -1,160 +1,15 @@
 //! Every operation on every width, on every CPU, against the operations of plain integers.
 
-use std::fmt::Debug;
-
 use pcpu::this_cpu::gs::{Gs, replace_pair};
-use pcpu::this_cpu::{self, Change, LocalOps, Scalar, Word};
-use pcpu::{CpuCell, Handle, LocalCell, PerCpuPtr, alloc_percpu_in, free_percpu};
+use pcpu::this_cpu::{Change, LocalOps, Word};
+use pcpu::{Handle, PerCpuPtr, alloc_percpu_in, free_percpu};
 
 use crate::kernel::{Cpu, Kernel, cpus, snapshot};
+use crate::operations::{Answer, Operation, Plain, random_numbers};
 use crate::statics::{self, Lanes};
 
 /// How many operations of each type are tried on each CPU.
 const STEPS: usize = 4000;
-
-#[derive(Debug, Clone, Copy)]
-enum Operation<T> {
-    Read,
-    Write(T),
-    Add(T),
-    Sub(T),
-    Inc,
-    Dec,
-    And(T),
-    Or(T),
-    Xor(T),
-    AddReturn(T),
-    Xchg(T),
-    Cmpxchg(T, T),
-}
-
-impl<T> Operation<T> {
-    fn pick(number: u64, a: T, b: T) -> Self {
-        match number % 12 {
-            0 => Self::Read,
-            1 => Self::Write(a),
-            2 => Self::Add(a),
-            3 => Self::Sub(a),
-            4 => Self::Inc,
-            5 => Self::Dec,
-            6 => Self::And(a),
-            7 => Self::Or(a),
-            8 => Self::Xor(a),
-            9 => Self::AddReturn(a),
-            10 => Self::Xchg(a),
-            _ => Self::Cmpxchg(b, a),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer<T> {
-    Nothing,
-    Value(T),
-    Exchange(Result<T, T>),
-}
-
-/// A plain integer.
-trait Plain: Scalar + Copy + Eq + Debug + From<bool> {
-    fn pick(random: u64) -> Self;
-    fn apply(&mut self, operation: Operation<Self>) -> Answer<Self>;
-}
-
-macro_rules! plain {
-    ($($type:ident)+) => {$(
-        impl Plain for $type {
-            fn pick(random: u64) -> Self {
-                const LIMITS: [$type; 6] = [0, 1, $type::MAX, $type::MIN, $type::MAX - 1, $type::MAX / 2 + 1];
-                match random % 16 {
-                    index @ 0..6 => LIMITS[index as usize],
-                    _ => (random >> 4) as Self,
-                }
-            }
-
-            fn apply(&mut self, operation: Operation<Self>) -> Answer<Self> {
-                let before = *self;
-                *self = match operation {
-                    Operation::Read => return Answer::Value(before),
-                    Operation::Write(value) => value,
-                    Operation::Add(value) | Operation::AddReturn(value) => before.wrapping_add(value),
-                    Operation::Sub(value) => before.wrapping_sub(value),
-                    Operation::Inc => before.wrapping_add(1),
-                    Operation::Dec => before.wrapping_sub(1),
-                    Operation::And(value) => before & value,
-                    Operation::Or(value) => before | value,
-                    Operation::Xor(value) => before ^ value,
-                    Operation::Xchg(value) => value,
-                    Operation::Cmpxchg(old, new) if before == old => new,
-                    Operation::Cmpxchg(..) => return Answer::Exchange(Err(before)),
-                };
-                match operation {
-                    Operation::AddReturn(_) => Answer::Value(*self),
-                    Operation::Xchg(_) => Answer::Value(before),
-                    Operation::Cmpxchg(..) => Answer::Exchange(Ok(before)),
-                    _ => Answer::Nothing,
-                }
-            }
-        }
-    )+};
-}
-
-plain!(u8 u16 u32 u64 i8 i16 i32 i64);
-
-/// By the methods of static variables.
-fn by_method<T: Plain>(cell: impl LocalCell<T>, operation: Operation<T>) -> Answer<T> {
-    match operation {
-        Operation::Read => return Answer::Value(cell.read()),
-        Operation::Write(value) => cell.write(value),
-        Operation::Add(value) => cell.add(value),
-        Operation::Sub(value) => cell.sub(value),
-        Operation::Inc => cell.inc(),
-        Operation::Dec => cell.dec(),
-        Operation::And(value) => cell.and(value),
-        Operation::Or(value) => cell.or(value),
-        Operation::Xor(value) => cell.xor(value),
-        Operation::AddReturn(value) => return Answer::Value(cell.add_return(value)),
-        Operation::Xchg(value) => return Answer::Value(cell.xchg(value)),
-        Operation::Cmpxchg(old, new) => return Answer::Exchange(cell.cmpxchg(old, new)),
-    }
-    Answer::Nothing
-}
-
-/// By the functions for raw handles.
-fn by_function<T: Plain>(
-    cell: PerCpuPtr<CpuCell<T>, Kernel>,
-    operation: Operation<T>,
-) -> Answer<T> {
-    // SAFETY: the variables of these tests are live.
-    unsafe {
-        match operation {
-            Operation::Read => return Answer::Value(this_cpu::read(cell)),
-            Operation::Write(value) => this_cpu::write(cell, value),
-            Operation::Add(value) => this_cpu::add(cell, value),
-            Operation::Sub(value) => this_cpu::sub(cell, value),
-            Operation::Inc => this_cpu::inc(cell),
-            Operation::Dec => this_cpu::dec(cell),
-            Operation::And(value) => this_cpu::and(cell, value),
-            Operation::Or(value) => this_cpu::or(cell, value),
-            Operation::Xor(value) => this_cpu::xor(cell, value),
-            Operation::AddReturn(value) => return Answer::Value(this_cpu::add_return(cell, value)),
-            Operation::Xchg(value) => return Answer::Value(this_cpu::xchg(cell, value)),
-            Operation::Cmpxchg(old, new) => {
-                return Answer::Exchange(this_cpu::cmpxchg(cell, old, new));
-            }
-        }
-    }
-    Answer::Nothing
-}
-
-fn random_numbers(seed: u64) -> impl FnMut() -> u64 {
-    let mut state = seed;
-    move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-}
 
 /// Tries operations on the scalar in the middle of `whole`, `at` bytes into it, on one CPU after the other: neither its
 /// neighbours nor the copies of other CPUs may change.
@@ -171,12 +26,7 @@ fn check<T: Plain, V: Handle<Domain = Kernel>>(
             panic!("a read answers the value");
         };
         for _ in 0..STEPS {
-            let found = if random().is_multiple_of(2) {
-                model
-            } else {
-                T::pick(random())
-            };
-            let operation = Operation::pick(random(), T::pick(random()), found);
+            let operation = Operation::any(&mut random, model);
             let before = model;
             let answer = apply(operation);
             assert_eq!(
@@ -200,21 +50,23 @@ macro_rules! types {
             // A static variable by its name: the symbol is in the instruction.
             let initial: [u8; size_of::<$type>()] = <$type>::to_le_bytes($initial);
             assert_eq!(snapshot(statics::$single), vec![initial.to_vec(); 3]);
-            check::<$type, _>(statics::$single, 0, |operation| by_method(statics::$single, operation));
+            check::<$type, _>(statics::$single, 0, |operation| operation.by_method(statics::$single));
             // And by a reference, in code that does not know which variable it is.
-            check::<$type, _>(statics::$single, 0, |operation| by_method(&&statics::$single, operation));
+            check::<$type, _>(statics::$single, 0, |operation| operation.by_method(&&statics::$single));
 
             // By an address in a register: the middle one of three.
             let at = size_of::<$type>();
             let middle = |whole: PerCpuPtr<Lanes<$type>, Kernel>| whole.cast().byte_add(at).unwrap();
             let lanes = statics::$lanes.handle();
             assert_eq!(snapshot(lanes), vec![initial.repeat(3); 3]);
-            check::<$type, _>(lanes, at, |operation| by_function(middle(lanes), operation));
+            // SAFETY: a static variable.
+            check::<$type, _>(lanes, at, |operation| unsafe { operation.by_function(middle(lanes)) });
 
             // A dynamic variable.
             let lanes = alloc_percpu_in::<Lanes<$type>, Kernel>().unwrap();
             assert_eq!(snapshot(lanes), vec![vec![0; 3 * at]; 3]);
-            check::<$type, _>(lanes, at, |operation| by_function(middle(lanes), operation));
+            // SAFETY: freed below.
+            check::<$type, _>(lanes, at, |operation| unsafe { operation.by_function(middle(lanes)) });
             // SAFETY: nobody uses the variable any more.
             unsafe { free_percpu(lanes) }.unwrap();
         }

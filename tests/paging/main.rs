@@ -9,6 +9,8 @@
 mod copies;
 #[path = "../common/free.rs"]
 mod free;
+#[path = "../common/newcomers.rs"]
+mod newcomers;
 
 mod audit;
 mod cpus;

@@ -1,16 +1,16 @@
 //! Random requests on many chunks; what goes back and when; CPUs that come up meanwhile.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
 use pcpu::unit::CpuId;
-use pcpu::{AllocError, AllocFlags, CpuError, FreeFlags, Request};
+use pcpu::{AllocError, AllocFlags, FreeFlags, Request};
 
 use crate::copies::{assert_stamped, assert_zero, stamp, stamp_one};
 use crate::free::FreeArea;
-use crate::machine::{Allocator, Machine, Shape};
+use crate::machine::{Machine, Shape};
+use crate::newcomers::bring_up_amid_churn;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -238,27 +238,7 @@ fn cpus_come_up_amid_requests() {
         shape.run(|machine| {
             let pcpu = machine.pcpu;
             machine.host.set_faults(move |call| call % 37 == round);
-            let is_over = AtomicBool::new(false);
-            thread::scope(|scope| {
-                for worker in 0..2 {
-                    let is_over = &is_over;
-                    scope.spawn(move || churn(pcpu, worker, is_over));
-                }
-                scope.spawn(|| {
-                    while !is_over.load(Ordering::Relaxed) {
-                        pcpu.upkeep();
-                        pcpu.trim(0);
-                        thread::yield_now();
-                    }
-                });
-                for cpu in (1..6).map(CpuId::new) {
-                    while let Err(error) = pcpu.bring_up(cpu) {
-                        assert!(matches!(error, CpuError::NoMemory { .. }), "{error}");
-                    }
-                    thread::sleep(std::time::Duration::from_millis(2));
-                }
-                is_over.store(true, Ordering::Relaxed);
-            });
+            bring_up_amid_churn(pcpu, 1..6);
             machine.host.set_faults(|_| false);
             pcpu.trim(0);
             // SAFETY: nobody frees meanwhile.
@@ -266,40 +246,5 @@ fn cpus_come_up_amid_requests() {
             machine.audit();
             assert_eq!(pcpu.stats().live, 0);
         });
-    }
-}
-
-/// Allocates and frees. A CPU that came up since an area was stamped reads zero.
-fn churn(pcpu: &Allocator<'_, '_>, worker: usize, is_over: &AtomicBool) {
-    let mut live: Vec<((usize, usize), Vec<CpuId>)> = Vec::new();
-    let mut turn = worker;
-    while !is_over.load(Ordering::Relaxed) || !live.is_empty() {
-        turn += 1;
-        let wants_more = !is_over.load(Ordering::Relaxed) && live.len() < 10;
-        if wants_more {
-            let bytes = [40, 4096, 9000, 300, 20_000][turn % 5];
-            match pcpu.allocate(&Request::new(bytes, 64)) {
-                Ok(address) => {
-                    let cpus: Vec<_> = pcpu.units().materialised().iter().collect();
-                    for &cpu in &cpus {
-                        assert_zero(pcpu, (address, bytes), cpu);
-                        stamp_one(pcpu, (address, bytes), cpu);
-                    }
-                    live.push(((address, bytes), cpus));
-                }
-                Err(error) => assert!(matches!(error, AllocError::Backing(_)), "{error}"),
-            }
-        }
-        if (!wants_more || turn.is_multiple_of(3)) && !live.is_empty() {
-            let (area, cpus) = live.swap_remove(turn % live.len());
-            for cpu in pcpu.units().materialised().iter() {
-                if cpus.contains(&cpu) {
-                    assert_stamped(pcpu, area, cpu);
-                } else {
-                    assert_zero(pcpu, area, cpu);
-                }
-            }
-            pcpu.free_area(area.0, FreeFlags::empty()).unwrap();
-        }
     }
 }

@@ -5,10 +5,10 @@ use std::mem::MaybeUninit;
 
 use pcpu::{CpuBuffer, Full, LocalBuffer, PerCpu, define_per_cpu};
 
-use crate::child::run_in_child;
-use crate::storm::{Crew, mix};
+use crate::crew::{Crew, without_restartable_sequences};
+use crate::mix::mix;
 use crate::system::{allowed_cpus, on_cpu};
-use crate::whirl::{Handlers, operations, whirl};
+use crate::whirl::{Handlers, whirl};
 
 define_per_cpu! {
     static WORDS: CpuBuffer<u64, 4> = CpuBuffer::new();
@@ -121,14 +121,14 @@ fn check(records: &[Record]) {
     assert!((0..16).all(is_sorted));
 }
 
-fn storm(crew: Crew, handlers: Handlers, times: u64) {
+fn storm(crew: Crew, handlers: Handlers, part: u64) {
     let mut buffer = PerCpu::<CpuBuffer<Record, ROOM>>::new().expect("there is memory");
     let account = |number: usize| Account {
         producer: number as u32,
         appended: Cell::new(0),
         taken: RefCell::new(vec![(0, 0); 16].into()),
     };
-    let accounts = whirl(crew, handlers, times, account, |account| {
+    let accounts = whirl(crew, handlers, part, account, |account| {
         let number = account.appended.get();
         match buffer.append(record(account.producer, number)) {
             Ok(()) => account.appended.set(number + 1),
@@ -164,33 +164,16 @@ fn storm(crew: Crew, handlers: Handlers, times: u64) {
 
 #[test]
 fn no_record_is_lost_in_a_storm() {
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm(crew, Handlers::Work, operations(crew, 1));
+    storm(Crew::REGISTERED, Handlers::Work, 1);
 }
 
 #[test]
 fn no_record_is_lost_among_strays() {
-    let crew = Crew {
-        threads: 4,
-        unregistered: 4,
-    };
-    storm(crew, Handlers::Idle, operations(crew, 20));
+    storm(Crew::HALF_STRAYS, Handlers::Idle, 20);
 }
 
 #[test]
 fn no_record_is_lost_without_restartable_sequences() {
     let name = "buffer::no_record_is_lost_without_restartable_sequences";
-    if run_in_child(name, |command| {
-        command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
-    }) {
-        return;
-    }
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm(crew, Handlers::Idle, operations(crew, 20));
+    without_restartable_sequences(name, || storm(Crew::REGISTERED, Handlers::Idle, 20));
 }

@@ -13,7 +13,8 @@ use pcpu::unit::CpuId;
 use pcpu::{CpuCell, LocalCell, PerCpu, StaticVar, alloc_percpu, define_per_cpu, global, this_cpu};
 
 use crate::child::run_in_child;
-use crate::storm::{Crew, storm};
+use crate::crew::{Crew, without_restartable_sequences};
+use crate::storm::storm;
 use crate::system::{allowed_cpus, keep_on, on_cpu, try_keep_on, unregister};
 
 fn on(variable: &impl StaticVar<Target = CpuCell<u64>>, cpu: CpuId) -> u64 {
@@ -59,33 +60,19 @@ fn a_thread_without_registration() {
 
 #[test]
 fn a_storm_with_threads_without_registration() {
-    let crew = Crew {
-        threads: 4,
-        unregistered: 4,
-    };
-    storm(crew, 20);
+    storm(Crew::HALF_STRAYS, 20);
 }
 
 /// A process whose glibc registers nothing.
 #[test]
 fn a_process_without_restartable_sequences() {
     let name = "homes::a_process_without_restartable_sequences";
-    if run_in_child(name, |command| {
-        command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
-    }) {
-        return;
-    }
-    assert_eq!(method(), Method::Locked);
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm(crew, 20);
-    let stray = stray_unit();
-    assert!(
-        !global().units().materialised().contains(stray),
-        "nobody is a stray"
-    );
+    without_restartable_sequences(name, || {
+        assert_eq!(method(), Method::Locked);
+        storm(Crew::REGISTERED, 20);
+        let is_used = global().units().materialised().contains(stray_unit());
+        assert!(!is_used, "nobody is a stray");
+    });
 }
 
 /// The library of `registrar.c`, or why it is not there.
@@ -139,11 +126,7 @@ fn a_process_with_another_registrar() {
         "the kernel has the other's area"
     );
     assert_eq!(method(), Method::Locked);
-    let crew = Crew {
-        threads: 4,
-        unregistered: 0,
-    };
-    storm(crew, 20);
+    storm(Crew::REGISTERED, 20);
 }
 
 /// Where glibc has registered an area, another library's is refused, and nothing changes.

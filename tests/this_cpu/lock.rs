@@ -7,10 +7,10 @@ use std::sync::mpsc;
 
 use pcpu::{CpuLock, LocalLock, PerCpu, StaticVar, define_per_cpu, global};
 
-use crate::child::run_in_child;
-use crate::storm::{Crew, mix};
+use crate::crew::{Crew, without_restartable_sequences};
+use crate::mix::mix;
 use crate::system::{allowed_cpus, keep_on, on_cpu};
-use crate::whirl::{Handlers, operations, whirl};
+use crate::whirl::{Handlers, whirl};
 
 define_per_cpu! {
     static NUMBERS: CpuLock<[u64; 2]> = CpuLock::new([5, 5]);
@@ -127,7 +127,7 @@ fn threads_elsewhere_do_not_keep_a_cpu_out() {
     assert_eq!(lock.with_on(first, |value| *value), Ok(WANTED));
 }
 
-fn storm(crew: Crew, times: u64) {
+fn storm(crew: Crew, part: u64) {
     let mut lock = PerCpu::<CpuLock<[u64; 2]>>::new().expect("there is memory");
     let cpus = allowed_cpus();
     let add = |values: &mut [u64; 2]| {
@@ -139,7 +139,7 @@ fn storm(crew: Crew, times: u64) {
     let accounts = whirl(
         crew,
         Handlers::Idle,
-        times,
+        part,
         |number| (Cell::new(0_u64), Cell::new(number as u64)),
         |(count, random)| {
             random.set(mix(random.get().wrapping_add(1)));
@@ -168,35 +168,20 @@ fn storm(crew: Crew, times: u64) {
 
 #[test]
 fn one_holder_at_a_time_in_a_storm() {
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm(crew, operations(crew, 10));
+    storm(Crew::REGISTERED, 10);
 }
 
 #[test]
 fn one_holder_at_a_time_among_strays() {
-    let crew = Crew {
-        threads: 4,
-        unregistered: 4,
-    };
-    storm(crew, operations(crew, 50));
+    storm(Crew::HALF_STRAYS, 50);
 }
 
 #[test]
 fn one_holder_at_a_time_without_restartable_sequences() {
     let name = "lock::one_holder_at_a_time_without_restartable_sequences";
-    if run_in_child(name, |command| {
-        command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
-    }) {
-        return;
-    }
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm(crew, operations(crew, 50));
-    let possible = global().units().possible();
-    assert!(possible.iter().all(|cpu| NUMBERS.get(cpu).is_ok()));
+    without_restartable_sequences(name, || {
+        storm(Crew::REGISTERED, 50);
+        let possible = global().units().possible();
+        assert!(possible.iter().all(|cpu| NUMBERS.get(cpu).is_ok()));
+    });
 }

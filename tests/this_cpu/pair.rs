@@ -4,10 +4,10 @@ use std::cell::Cell;
 
 use pcpu::{CpuPair, Handle, LocalPair, PerCpu, StaticVar, define_per_cpu, global, this_cpu};
 
-use crate::child::run_in_child;
-use crate::storm::{Crew, mix};
+use crate::crew::{Crew, without_restartable_sequences};
+use crate::mix::mix;
 use crate::system::{allowed_cpus, on_cpu};
-use crate::whirl::{Handlers, operations, whirl};
+use crate::whirl::{Handlers, whirl};
 
 define_per_cpu! {
     static PAIR: CpuPair<u64, i64> = CpuPair::new(7, -7);
@@ -42,7 +42,7 @@ fn second_of(first: u64) -> u64 {
     first.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-fn storm(crew: Crew, times: u64) {
+fn storm(crew: Crew, part: u64) {
     let pair = PerCpu::<CpuPair<u64>>::new().expect("there is memory");
     let check = |(first, second): (u64, u64)| {
         assert_eq!(second, second_of(first), "the words of a pair have parted");
@@ -51,7 +51,7 @@ fn storm(crew: Crew, times: u64) {
     let accounts = whirl(
         crew,
         Handlers::Work,
-        times,
+        part,
         |number| (Cell::new(0_u64), Cell::new(number as u64)),
         |(sum, random)| {
             random.set(mix(random.get().wrapping_add(1)));
@@ -74,35 +74,20 @@ fn storm(crew: Crew, times: u64) {
 
 #[test]
 fn words_stay_together_in_a_storm() {
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm(crew, operations(crew, 1));
+    storm(Crew::REGISTERED, 1);
 }
 
 #[test]
 fn words_stay_together_among_strays() {
-    let crew = Crew {
-        threads: 4,
-        unregistered: 4,
-    };
-    storm(crew, operations(crew, 20));
+    storm(Crew::HALF_STRAYS, 20);
 }
 
 #[test]
 fn words_stay_together_without_restartable_sequences() {
     let name = "pair::words_stay_together_without_restartable_sequences";
-    if run_in_child(name, |command| {
-        command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
-    }) {
-        return;
-    }
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm(crew, operations(crew, 20));
-    let possible = global().units().possible();
-    assert!(possible.iter().all(|cpu| PAIR.get(cpu).is_ok()));
+    without_restartable_sequences(name, || {
+        storm(Crew::REGISTERED, 20);
+        let possible = global().units().possible();
+        assert!(possible.iter().all(|cpu| PAIR.get(cpu).is_ok()));
+    });
 }

@@ -7,13 +7,13 @@ use pcpu::global::method;
 use pcpu::this_cpu::process::{Method, ProcessOps};
 use pcpu::this_cpu::slots::FRESH;
 use pcpu::this_cpu::{LocalOps, Pair, Put, RemotePairs};
-use pcpu::{CpuPair, Handle, PerCpu, global};
+use pcpu::{CpuCell, CpuPair, Handle, PerCpu, RemoteCell, global};
 
 use crate::child::run_in_child;
+use crate::crew::{Crew, without_restartable_sequences};
 use crate::model_of_slots::{Gates, Hand, Ledger, check_model};
-use crate::storm::Crew;
 use crate::system::{allowed_cpus, on_cpu, unregister};
-use crate::whirl::{Handlers, operations, whirl};
+use crate::whirl::{Handlers, whirl};
 
 fn runs() -> PerCpu<CpuPair<u64>> {
     PerCpu::new().expect("there is memory")
@@ -49,15 +49,41 @@ fn slots_are_taken_and_put_as_in_the_model() {
 #[test]
 fn slots_are_taken_and_put_without_restartable_sequences() {
     let name = "slots::slots_are_taken_and_put_without_restartable_sequences";
-    if run_in_child(name, |command| {
-        command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
-    }) {
-        return;
+    without_restartable_sequences(name, || {
+        assert_eq!(method(), Method::Locked);
+        assert_eq!(ProcessOps::remote_pairs(), RemotePairs::ByLockedStep);
+        assert!(!ProcessOps::has_gates());
+        check_on_every_cpu();
+    });
+}
+
+/// A word is replaced by its CPU, and only if it is what it was taken for.
+fn check_words_on_every_cpu() {
+    for cpu in allowed_cpus() {
+        let words = PerCpu::<CpuCell<u64>>::new().expect("there is memory");
+        let at = words.handle().neutral();
+        // SAFETY: the word lives, and is changed by these operations only.
+        on_cpu(cpu, || unsafe {
+            assert_eq!(ProcessOps::peek_word(at), Some(0));
+            assert!(!ProcessOps::replace_word(at, 1, 2));
+            assert_eq!(ProcessOps::peek_word(at), Some(0));
+            assert!(ProcessOps::replace_word(at, 0, u64::MAX));
+            assert!(!ProcessOps::replace_word(at, 0, 3));
+            assert_eq!(ProcessOps::peek_word(at), Some(u64::MAX));
+        });
+        assert_eq!(words.sum(), u64::MAX, "no other copy has changed");
     }
-    assert_eq!(method(), Method::Locked);
-    assert_eq!(ProcessOps::remote_pairs(), RemotePairs::ByLockedStep);
-    assert!(!ProcessOps::has_gates());
-    check_on_every_cpu();
+}
+
+#[test]
+fn words_are_replaced_as_they_were() {
+    check_words_on_every_cpu();
+}
+
+#[test]
+fn words_are_replaced_without_restartable_sequences() {
+    let name = "slots::words_are_replaced_without_restartable_sequences";
+    without_restartable_sequences(name, check_words_on_every_cpu);
 }
 
 /// A thread that is not registered has no run to work on where others have.
@@ -137,7 +163,7 @@ first_operation! {
     a_look_opens_its_cpu: 3;
 }
 
-fn storm(crew: Crew, times: u64) {
+fn storm(crew: Crew, part: u64) {
     // How many operations there are to one that takes all free slots from all CPUs.
     const UNTIL_DRAIN: u64 = 1024;
     let runs = runs();
@@ -147,7 +173,7 @@ fn storm(crew: Crew, times: u64) {
         let copy: *const CpuPair<u64> = runs.get(cpu).expect("a possible CPU");
         copy.cast_mut().cast::<Pair>()
     };
-    let hands = whirl(crew, Handlers::Work, times, Hand::new, |hand| {
+    let hands = whirl(crew, Handlers::Work, part, Hand::new, |hand| {
         if hand.random().is_multiple_of(UNTIL_DRAIN) {
             let cpus = global().units().materialised().iter();
             // SAFETY: these are the copies of the pair.
@@ -163,35 +189,18 @@ fn storm(crew: Crew, times: u64) {
 
 #[test]
 fn a_slot_has_one_owner_in_a_storm() {
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm(crew, operations(crew, 1));
+    storm(Crew::REGISTERED, 1);
 }
 
 #[test]
 fn a_slot_has_one_owner_among_strays() {
-    let crew = Crew {
-        threads: 6,
-        unregistered: 2,
-    };
-    storm(crew, operations(crew, 10));
+    storm(Crew::FEW_STRAYS, 10);
 }
 
 #[test]
 fn a_slot_has_one_owner_without_restartable_sequences() {
     let name = "slots::a_slot_has_one_owner_without_restartable_sequences";
-    if run_in_child(name, |command| {
-        command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
-    }) {
-        return;
-    }
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm(crew, operations(crew, 10));
+    without_restartable_sequences(name, || storm(Crew::REGISTERED, 10));
 }
 
 /// The second word belongs to the first.
@@ -200,14 +209,14 @@ fn second_of(first: u64) -> u64 {
 }
 
 /// Adds to pairs, by a look and a replacement, until it has come to pass.
-fn storm_of_replacements(crew: Crew, times: u64) {
+fn storm_of_replacements(crew: Crew, part: u64) {
     static GATE: AtomicU32 = AtomicU32::new(0);
     let pairs = runs();
     let at = pairs.handle().neutral();
     let hands = whirl(
         crew,
         Handlers::Work,
-        times,
+        part,
         |number| (Hand::new(number), Cell::new(0_u64)),
         |(hand, sum)| {
             let value = hand.random();
@@ -244,24 +253,11 @@ fn storm_of_replacements(crew: Crew, times: u64) {
 
 #[test]
 fn pairs_are_replaced_whole_in_a_storm() {
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm_of_replacements(crew, operations(crew, 1));
+    storm_of_replacements(Crew::REGISTERED, 1);
 }
 
 #[test]
 fn pairs_are_replaced_whole_without_restartable_sequences() {
     let name = "slots::pairs_are_replaced_whole_without_restartable_sequences";
-    if run_in_child(name, |command| {
-        command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
-    }) {
-        return;
-    }
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm_of_replacements(crew, operations(crew, 20));
+    without_restartable_sequences(name, || storm_of_replacements(Crew::REGISTERED, 20));
 }

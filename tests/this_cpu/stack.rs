@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use pcpu::{CpuStack, Link, LocalStack, PerCpu, define_per_cpu};
 
-use crate::child::run_in_child;
-use crate::storm::{Crew, mix};
+use crate::crew::{Crew, without_restartable_sequences};
+use crate::mix::mix;
 use crate::system::{allowed_cpus, on_cpu};
-use crate::whirl::{Handlers, operations, whirl};
+use crate::whirl::{Handlers, whirl};
 
 #[derive(Debug)]
 struct Token {
@@ -103,7 +103,7 @@ struct Hands {
     random: Cell<u64>,
 }
 
-fn storm(crew: Crew, times: u64) {
+fn storm(crew: Crew, part: u64) {
     static DROPS: AtomicUsize = AtomicUsize::new(0);
     let mut stack = PerCpu::<CpuStack<Box<Token>>>::new().expect("there is memory");
     (0..TOKENS).for_each(|number| stack.push(token(number, &DROPS)));
@@ -126,7 +126,7 @@ fn storm(crew: Crew, times: u64) {
                 stack.push(token);
             }
         };
-        whirl(crew, Handlers::Work, times, hands, move |hands| {
+        whirl(crew, Handlers::Work, part, hands, move |hands| {
             hands.random.set(mix(hands.random.get().wrapping_add(1)));
             let held = hands.tokens.borrow().len();
             match hands.random.get() % 64 {
@@ -155,33 +155,16 @@ fn storm(crew: Crew, times: u64) {
 
 #[test]
 fn no_node_is_lost_in_a_storm() {
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm(crew, operations(crew, 1));
+    storm(Crew::REGISTERED, 1);
 }
 
 #[test]
 fn no_node_is_lost_among_strays() {
-    let crew = Crew {
-        threads: 4,
-        unregistered: 4,
-    };
-    storm(crew, operations(crew, 20));
+    storm(Crew::HALF_STRAYS, 20);
 }
 
 #[test]
 fn no_node_is_lost_without_restartable_sequences() {
     let name = "stack::no_node_is_lost_without_restartable_sequences";
-    if run_in_child(name, |command| {
-        command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
-    }) {
-        return;
-    }
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm(crew, operations(crew, 20));
+    without_restartable_sequences(name, || storm(Crew::REGISTERED, 20));
 }

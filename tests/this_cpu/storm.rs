@@ -19,19 +19,12 @@ use pcpu::this_cpu::process::ProcessOps;
 use pcpu::this_cpu::{Change, LocalOps, Scalar, Word};
 use pcpu::{CpuCell, Handle, LocalCell, PerCpuPtr, alloc_percpu, define_per_cpu, free_percpu};
 
+use crate::crew::Crew;
 use crate::lane::{LANES, Lane, Lanes, snapshot};
+use crate::mix::{STEP, mix};
 use crate::system::{
     ThreadId, allowed_cpus, handle_interrupts, interrupt, keep_on, step_back, thread_id, unregister,
 };
-
-/// How many threads of each kind hammer.
-#[derive(Debug, Clone, Copy)]
-pub struct Crew {
-    /// Threads as glibc makes them.
-    pub threads: usize,
-    /// Threads that have had their registration for restartable sequences taken.
-    pub unregistered: usize,
-}
 
 /// What the threads do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,9 +104,7 @@ impl Account {
     }
 
     fn random(&self) -> u64 {
-        Self::update(&self.random, |state| {
-            state.wrapping_add(0x9e37_79b9_7f4a_7c15)
-        });
+        Self::update(&self.random, |state| state.wrapping_add(STEP));
         mix(self.random.load(Ordering::Relaxed))
     }
 
@@ -137,13 +128,6 @@ impl Account {
         let step = link(after).wrapping_sub(link(before));
         Self::update(&self.chain, |chain| chain.wrapping_add(step));
     }
-}
-
-/// Scatters the bits of a number (the finaliser of SplitMix64).
-pub fn mix(number: u64) -> u64 {
-    let number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let number = (number ^ number >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ number >> 31
 }
 
 /// A value's part in a chain.
@@ -328,7 +312,7 @@ fn run_phase<T: Wide>(
     operations: u64,
     tally: &Tally,
 ) -> Accounts {
-    let crew_size = crew.threads + crew.unregistered;
+    let crew_size = crew.size();
     let own_lane = Phase::ALL.iter().position(|&other| other == phase);
     let lane_of = |worker| match phase {
         Phase::Neighbours => worker % LANES,
@@ -548,7 +532,7 @@ pub fn storm(crew: Crew, part: u64) {
         tally.signals.into_inner(),
         tally.moves.into_inner(),
         crew.threads,
-        crew.unregistered,
+        crew.strays,
         method(),
         begin.elapsed()
     );
@@ -556,9 +540,5 @@ pub fn storm(crew: Crew, part: u64) {
 
 #[test]
 fn nothing_is_lost() {
-    let crew = Crew {
-        threads: 8,
-        unregistered: 0,
-    };
-    storm(crew, 1);
+    storm(Crew::REGISTERED, 1);
 }

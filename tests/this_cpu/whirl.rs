@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering, compiler_fence};
 
-use crate::storm::{Crew, Tally, disturb, one_at_a_time};
+use crate::crew::Crew;
+use crate::storm::{Tally, disturb, one_at_a_time};
 use crate::system::{handle_interrupts, step_back, thread_id, unregister};
 
 thread_local! {
@@ -31,26 +32,27 @@ pub enum Handlers {
 }
 
 /// How many times each thread of the crew is to do its work: one `part`th of a full storm.
-pub fn operations(crew: Crew, part: u64) -> u64 {
+fn operations(crew: Crew, part: u64) -> u64 {
     const DEFAULT_OPERATIONS: u64 = 100_000_000;
     let all = std::env::var("PCPU_STORM_OPS").map_or(DEFAULT_OPERATIONS, |operations| {
         operations.parse().expect("PCPU_STORM_OPS is a number")
     });
-    all / part / (crew.threads + crew.unregistered) as u64
+    all / part / crew.size() as u64
 }
 
-/// Runs `work` on every thread of the crew, with its number. It makes what is to be done, given a seed; the thread does it
-/// `times` times, and the handler now and then. Returns what the makers returned beside it.
+/// One `part`th of a full storm: every thread of the crew does `work`, again and again, and its handler now and then, each
+/// with an account of its own, which `account` makes, given a number. Returns the accounts.
 pub fn whirl<A: Send>(
     crew: Crew,
     handlers: Handlers,
-    times: u64,
+    part: u64,
     account: impl Fn(usize) -> A + Sync,
     work: impl Fn(&A) + Sync,
 ) -> Vec<A> {
     let _one = one_at_a_time();
     handle_interrupts(on_signal);
-    let crew_size = crew.threads + crew.unregistered;
+    let crew_size = crew.size();
+    let times = operations(crew, part);
     let threads: Vec<_> = (0..crew_size).map(|_| AtomicI32::new(0)).collect();
     let (begin, end) = (Barrier::new(crew_size + 1), Barrier::new(crew_size + 1));
     let finished = AtomicUsize::new(0);

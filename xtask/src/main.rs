@@ -10,7 +10,7 @@
 //! | `kernel [OPTIONS]` | boots the kernel in QEMU and runs its tests; the options: `src/kernel/options.rs` |
 //! | `kernel-results` | counts the instructions of the kernel's operations and writes `benches/results/kernel.csv` |
 //! | `measure [--quick]` | all figures of this machine, into `benches/results/`, and their plot |
-//! | `sanitize` | the library's tests under the address sanitizer; `src/sanitize.rs` says which not, and why no other |
+//! | `sanitize` | the library's tests under the address sanitizer; `src/sanitize.rs` says which are left out, and why there is no other sanitizer |
 //! | `soak [--operations N] [--minutes N] [--memory MIB]` | allocates and frees on all CPUs, 10^9 times, within bounds |
 //! | `plot` | draws `docs/figures.svg` from `benches/results/` |
 //!
@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 mod api;
 mod command;
+mod docs;
 mod freestanding;
 mod kernel;
 mod layout;

@@ -8,6 +8,7 @@ mod bench;
 mod demo;
 mod layout;
 mod map;
+mod placements;
 mod replay;
 
 /// What a run of the program came to.

@@ -1,10 +1,10 @@
 //! Modules: loaded, their per-CPU variables used from module, kernel and other modules on every CPU, unloaded.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::fmt;
 
 use pcpu::{AllocError, Domain, PerCpuPtr, per_cpu_ptr};
 
-use super::{Test, Why, copy_of};
+use super::{Test, Why, all_right, copy_of};
 use crate::cpus::work::{on_all_cpus, online};
 use crate::memory::{FAR_MODULES, PAGE_BYTES, frames, image};
 use crate::modules::{Code, LoadError, Module, PlaceError, Placement, SHARED_HITS};
@@ -72,7 +72,7 @@ pub const INITIAL: u64 = 1000;
 fn module_counts() -> Result<(), Why> {
     for placement in [Placement::Reserved, Placement::Dynamic] {
         let module = Module::load(COUNTER, placement, &[])?;
-        let before = online().map(|cpu| copy_of(&SHARED_HITS, cpu)).sum::<u64>();
+        let shared = SharedHits::now();
         let hit = function(&module, "counter_hit")?;
         on_all_cpus(&|cpu| {
             for _ in 0..=cpu.get() {
@@ -80,19 +80,13 @@ fn module_counts() -> Result<(), Why> {
             }
         });
         let hits = handle(&module)?;
-        let mut total = 0;
         for cpu in online() {
             // SAFETY: a live copy; no CPU writes to it now.
             let found = unsafe { per_cpu_ptr(hits, cpu)?.read_volatile() };
             let calls = u64::from(cpu.get()) + 1;
             ensure!(found == INITIAL + calls, "CPU {cpu}: {found}");
-            total += calls;
         }
-        let shared = online().map(|cpu| copy_of(&SHARED_HITS, cpu)).sum::<u64>() - before;
-        ensure!(
-            shared == 2 * total,
-            "{shared} in the kernel's, not twice {total}"
-        );
+        shared.ensure_counted()?;
     }
     Ok(())
 }
@@ -132,16 +126,12 @@ fn module_uses_module() -> Result<(), Why> {
         function(&counter, "counter_hit")?,
         function(&reader, "reader_read")?,
     );
-    let wrong = AtomicU64::new(0);
-    on_all_cpus(&|cpu| {
+    all_right(|cpu| {
         for _ in 0..=cpu.get() {
             hit();
         }
-        let is_right = read() == INITIAL + u64::from(cpu.get()) + 1;
-        wrong.fetch_add(u64::from(!is_right), Ordering::Relaxed);
-    });
-    let wrong = wrong.into_inner();
-    ensure!(wrong == 0, "wrong on {wrong} CPUs");
+        read() == INITIAL + u64::from(cpu.get()) + 1
+    })?;
     let constant = reader.symbol("READER_HANDLE").ok_or(missing())?;
     // SAFETY: a word in the module's constants.
     let constant = unsafe { core::ptr::with_exposed_provenance::<usize>(constant).read_volatile() };
@@ -151,59 +141,35 @@ fn module_uses_module() -> Result<(), Why> {
 }
 
 fn far_module() -> Result<(), Why> {
-    const FIRST: u64 = 2000;
     for placement in [Placement::Reserved, Placement::Dynamic] {
         let module = Module::load_to(Code::Far, FAR, placement, &[])?;
         let hit = function(&module, "far_hit")?;
         let far = (hit as *const () as usize).abs_diff(image::text().start as usize);
         ensure!(far > 1 << 32, "the code is only {far:#x} away");
-        let before = online().map(|cpu| copy_of(&SHARED_HITS, cpu)).sum::<u64>();
-        let wrong = AtomicU64::new(0);
-        on_all_cpus(&|cpu| {
-            for call in 0..=u64::from(cpu.get()) {
-                wrong.fetch_add(u64::from(hit() != FIRST + call + 1), Ordering::Relaxed);
-            }
-        });
-        let wrong = wrong.into_inner();
-        ensure!(wrong == 0, "{wrong} calls returned something else");
-        let total: u64 = online().map(|cpu| u64::from(cpu.get()) + 1).sum();
-        let shared = online().map(|cpu| copy_of(&SHARED_HITS, cpu)).sum::<u64>() - before;
-        ensure!(
-            shared == 2 * total,
-            "{shared} in the kernel's, not twice {total}"
-        );
+        ensure_counts(hit, 2000)?;
     }
     Ok(())
 }
 
 fn module_in_assembly() -> Result<(), Why> {
-    const FIRST: u64 = 3000;
     for placement in [Placement::Reserved, Placement::Dynamic] {
         let module = Module::load(BY_HAND, placement, &[])?;
-        let hit = function(&module, "by_hand_hit")?;
-        let before = online().map(|cpu| copy_of(&SHARED_HITS, cpu)).sum::<u64>();
-        let wrong = AtomicU64::new(0);
-        on_all_cpus(&|cpu| {
-            for call in 0..=u64::from(cpu.get()) {
-                wrong.fetch_add(u64::from(hit() != FIRST + call + 1), Ordering::Relaxed);
-            }
-        });
-        let wrong = wrong.into_inner();
-        ensure!(wrong == 0, "{wrong} calls returned something else");
-        let total: u64 = online().map(|cpu| u64::from(cpu.get()) + 1).sum();
-        let shared = online().map(|cpu| copy_of(&SHARED_HITS, cpu)).sum::<u64>() - before;
-        ensure!(
-            shared == 2 * total,
-            "{shared} in the kernel's, not twice {total}"
-        );
+        ensure_counts(function(&module, "by_hand_hit")?, 3000)?;
     }
     Ok(())
+}
+
+/// Calls a function that counts from `first` on, once more on each CPU than on the one before.
+fn ensure_counts(hit: Function, first: u64) -> Result<(), Why> {
+    let shared = SharedHits::now();
+    all_right(|cpu| (0..=u64::from(cpu.get())).all(|call| hit() == first + call + 1))?;
+    shared.ensure_counted()
 }
 
 /// Modules of 72 KiB, in one section each: of data, and of per-CPU variables.
 fn too_long() -> Result<(), Why> {
     const BYTES: usize = 72 << 10;
-    let (live, frames) = (Kernel::allocator().stats().live, frames::free_count());
+    let before = Held::now();
     let refused = |object, placement| match Module::load(object, placement, &[]).err() {
         Some(LoadError::Section { error, .. }) => Ok(error),
         other => Err(Why::new(format_args!("{other:?}"))),
@@ -231,12 +197,7 @@ fn too_long() -> Result<(), Why> {
         ),
         "{error:?}"
     );
-    let (live_now, frames_now) = (Kernel::allocator().stats().live, frames::free_count());
-    ensure!(
-        (live_now, frames_now) == (live, frames),
-        "{live} areas and {frames} free frames before, {live_now} and {frames_now} after"
-    );
-    Ok(())
+    before.ensure_same()
 }
 
 /// A module that is made for 32 bits, loaded far away.
@@ -245,7 +206,7 @@ fn out_of_reach() -> Result<(), Why> {
     // The tables for the addresses are there from the first time on.
     load(Placement::Reserved);
     load(Placement::Dynamic);
-    let (live, frames) = (Kernel::allocator().stats().live, frames::free_count());
+    let before = Held::now();
     for placement in [Placement::Reserved, Placement::Dynamic] {
         let error = load(placement);
         let Some(LoadError::OutOfReach {
@@ -272,16 +233,11 @@ fn out_of_reach() -> Result<(), Why> {
             "value {value:#x}, limit {limit:#x}"
         );
     }
-    let (live_now, frames_now) = (Kernel::allocator().stats().live, frames::free_count());
-    ensure!(
-        (live_now, frames_now) == (live, frames),
-        "{live} areas and {frames} free frames before, {live_now} and {frames_now} after"
-    );
-    Ok(())
+    before.ensure_same()
 }
 
 fn missing_symbol() -> Result<(), Why> {
-    let frames = frames::free_count();
+    let before = Held::now();
     let error = Module::load(READER, Placement::Reserved, &[]).err();
     ensure!(
         matches!(
@@ -293,9 +249,7 @@ fn missing_symbol() -> Result<(), Why> {
         ),
         "{error:?}"
     );
-    let left = frames::free_count();
-    ensure!(left == frames, "{frames} frames before, {left} after");
-    Ok(())
+    before.ensure_same()
 }
 
 fn reserve_exhausted() -> Result<(), Why> {
@@ -314,11 +268,7 @@ fn reserve_exhausted() -> Result<(), Why> {
     let second = Module::load(LARGE, Placement::Dynamic, &[])?;
     for module in [&first, &second] {
         let read = function(module, "large_read")?;
-        let wrong = AtomicU64::new(0);
-        on_all_cpus(&|_| {
-            wrong.fetch_add(u64::from(read() != 7), Ordering::Relaxed);
-        });
-        ensure!(wrong.into_inner() == 0, "not what the module brings");
+        all_right(|_| read() == 7)?;
     }
     drop(first);
     Module::load(LARGE, Placement::Reserved, &[])?;
@@ -359,30 +309,74 @@ fn code_is_gone() -> Result<(), Why> {
         hit();
     });
     drop(module);
-    let still = AtomicU64::new(0);
-    on_all_cpus(&|_| {
-        let is_there = probe::read(hit as *const () as usize).is_ok();
-        still.fetch_add(u64::from(is_there), Ordering::Relaxed);
-    });
-    let still = still.into_inner();
-    ensure!(still == 0, "{still} CPUs still reach it");
-    Ok(())
+    all_right(|_| probe::read(hit as *const () as usize).is_err())
 }
 
 fn nothing_left() -> Result<(), Why> {
-    let (live, frames) = (Kernel::allocator().stats().live, frames::free_count());
+    let before = Held::now();
     for _ in 0..5 {
         module_counts()?;
         module_uses_module()?;
     }
-    let (live_now, frames_now) = (Kernel::allocator().stats().live, frames::free_count());
-    ensure!(live_now == live, "{live} areas before, {live_now} after");
+    let after = Held::now();
     // Page tables stay.
     ensure!(
-        frames - frames_now <= 1,
-        "{frames} frames before, {frames_now} after"
+        after.areas == before.areas && before.free_frames - after.free_frames <= 1,
+        "{before}, then {after}"
     );
     Ok(())
+}
+
+/// What the kernel's own variable holds on all CPUs together, before a module's function is called.
+struct SharedHits(u64);
+
+impl SharedHits {
+    fn now() -> Self {
+        Self(online().map(|cpu| copy_of(&SHARED_HITS, cpu)).sum())
+    }
+
+    /// The function adds 2, and each CPU has called it once more than the one before.
+    fn ensure_counted(self) -> Result<(), Why> {
+        let calls: u64 = online().map(|cpu| u64::from(cpu.get()) + 1).sum();
+        let hits = Self::now().0 - self.0;
+        ensure!(
+            hits == 2 * calls,
+            "{hits} in the kernel's, not twice {calls}"
+        );
+        Ok(())
+    }
+}
+
+/// What modules may keep: areas, and frames that are free no more.
+#[derive(PartialEq)]
+struct Held {
+    areas: u64,
+    free_frames: usize,
+}
+
+impl Held {
+    fn now() -> Self {
+        Self {
+            areas: Kernel::allocator().stats().live,
+            free_frames: frames::free_count(),
+        }
+    }
+
+    fn ensure_same(self) -> Result<(), Why> {
+        let now = Self::now();
+        ensure!(now == self, "{self}, then {now}");
+        Ok(())
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} areas and {} free frames",
+            self.areas, self.free_frames
+        )
+    }
 }
 
 /// The handle of the variable of the module `counter`.
@@ -392,11 +386,14 @@ pub fn handle(module: &Module) -> Result<PerCpuPtr<u64, Kernel>, Why> {
 }
 
 /// A function of a module: all of them have no argument and return a number.
-pub fn function(module: &Module, name: &str) -> Result<extern "C" fn() -> u64, Why> {
+type Function = extern "C" fn() -> u64;
+
+/// The function of this name.
+pub fn function(module: &Module, name: &str) -> Result<Function, Why> {
     let address = module.symbol(name).ok_or(missing())?;
     let pointer = core::ptr::with_exposed_provenance::<()>(address);
     // SAFETY: a function of that kind by its name; the caller keeps the module while it calls it.
-    Ok(unsafe { core::mem::transmute::<*const (), extern "C" fn() -> u64>(pointer) })
+    Ok(unsafe { core::mem::transmute::<*const (), Function>(pointer) })
 }
 
 fn missing() -> Why {

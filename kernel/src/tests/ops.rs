@@ -2,7 +2,7 @@
 //! nothing of what the others did. Operations with interrupts in between: `op_sweeps.rs`.
 
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use lock_api::Mutex;
 use pcpu::this_cpu::gs::{IrqLock, Masked};
@@ -14,8 +14,8 @@ use pcpu::{
 };
 use x86_64::instructions::interrupts;
 
-use super::{Test, Why};
-use crate::cpus::work::{nr_online, on_all_cpus, online};
+use super::{Test, Why, all_right};
+use crate::cpus::work::{nr_online, online};
 use crate::ensure;
 use crate::memory::areas;
 use crate::percpu::{Kernel, copy, current_cpu};
@@ -64,17 +64,6 @@ impl Item {
 }
 
 const BUFFER_ITEMS: usize = 8;
-
-/// Runs `work` on all CPUs; how many of them were right.
-fn all_right(work: impl Fn(CpuId) -> bool + Sync) -> Result<(), Why> {
-    let right = AtomicU64::new(0);
-    on_all_cpus(&|cpu| {
-        right.fetch_add(u64::from(work(cpu)), Ordering::Relaxed);
-    });
-    let (right, all) = (right.into_inner(), u64::from(nr_online()));
-    ensure!(right == all, "right on {right} of {all} CPUs");
-    Ok(())
-}
 
 /// Every operation of a cell, with values that are different on every CPU.
 macro_rules! ops_agree {

@@ -8,7 +8,7 @@ use pcpu::{
     RefCount, RemoteCell, Request, define_per_cpu_in, free_percpu, per_cpu_ptr,
 };
 
-use super::{Test, Why, by_turns, copy_of};
+use super::{Test, Why, all_right, by_turns, copy_of};
 use crate::cpus::bring_up;
 use crate::cpus::local_apic::{self, TimerKind};
 use crate::cpus::work::{nr_online, on_all_cpus, online};
@@ -85,14 +85,7 @@ fn offsets_lead_up() -> Result<(), Why> {
 }
 
 fn initial_values() -> Result<(), Why> {
-    let right = AtomicU64::new(0);
-    on_all_cpus(&|_| {
-        let is_right = SEED.read() == SEED_VALUE;
-        right.fetch_add(u64::from(is_right), Ordering::Relaxed);
-    });
-    let right = right.into_inner();
-    ensure!(right == u64::from(nr_online()), "on {right} CPUs");
-    Ok(())
+    all_right(|_| SEED.read() == SEED_VALUE)
 }
 
 fn statics_count() -> Result<(), Why> {

@@ -33,36 +33,32 @@ impl ProcessOps {
     #[cold]
     #[inline(never)]
     pub(super) unsafe fn peek_pair_slowly(at: usize) -> Option<Pair> {
-        // SAFETY: the promise of the caller; the pair is live on every unit.
-        Self::slot_slowly(
-            at,
-            || unsafe { rseq::read_pair(Way::now(), at) },
-            |copy| unsafe { locked::peek_pair(copy) },
-        )
+        // SAFETY: the promise of the caller.
+        let fast = || unsafe { rseq::read_pair(Way::now(), at) };
+        // SAFETY: the pair is live on every unit (promise of the caller), and all steps are LOCKed.
+        let on_copy = |copy: *mut Pair| unsafe { locked::peek_pair(copy) };
+        Self::slot_slowly(at, fast, on_copy)
     }
 
     #[cold]
     #[inline(never)]
     pub(super) unsafe fn peek_word_slowly(at: usize) -> Option<u64> {
-        // SAFETY: the promise of the caller; the word is live on every unit.
-        Self::slot_slowly(
-            at,
-            || unsafe { rseq::read(Way::now(), at) },
-            |copy| unsafe { u64::load(copy.cast()) },
-        )
+        // SAFETY: the promise of the caller.
+        let fast = || unsafe { rseq::read(Way::now(), at) };
+        // SAFETY: the word is live on every unit (promise of the caller), and all steps are LOCKed.
+        let on_copy = |copy: *mut Pair| unsafe { u64::load(copy.cast()) };
+        Self::slot_slowly(at, fast, on_copy)
     }
 
     #[cold]
     #[inline(never)]
     pub(super) unsafe fn replace_word_slowly(at: usize, old: u64, new: u64) -> bool {
         let change = Change::Replace(old, new);
-        // SAFETY: the promise of the caller; the word is live on every unit.
-        Self::slot_slowly(
-            at,
-            || unsafe { rseq::fetch(Way::now(), at, change) },
-            |copy| unsafe { u64::locked(copy.cast(), change) },
-        )
-        .is_some_and(|found| found == old)
+        // SAFETY: the promise of the caller.
+        let fast = || unsafe { rseq::fetch(Way::now(), at, change) };
+        // SAFETY: the word is live on every unit (promise of the caller), and all steps are LOCKed.
+        let on_copy = |copy: *mut Pair| unsafe { u64::locked(copy.cast(), change) };
+        Self::slot_slowly(at, fast, on_copy).is_some_and(|found| found == old)
     }
 
     #[cold]
@@ -73,25 +69,21 @@ impl ProcessOps {
         class_mask: u64,
         gate: &AtomicU32,
     ) -> Option<Pair> {
-        // SAFETY: the promise of the caller; the pair is live on every unit.
-        Self::slot_slowly(
-            at,
-            || unsafe { rseq::take_slot(Way::now(), at, class, class_mask, gate) },
-            |copy| unsafe { take_by_locked_steps(copy, class, class_mask) },
-        )
-        .flatten()
+        // SAFETY: the promise of the caller.
+        let fast = || unsafe { rseq::take_slot(Way::now(), at, class, class_mask, gate) };
+        // SAFETY: the pair is live on every unit (promise of the caller), and all steps are LOCKed.
+        let on_copy = |copy: *mut Pair| unsafe { take_by_locked_steps(copy, class, class_mask) };
+        Self::slot_slowly(at, fast, on_copy).flatten()
     }
 
     #[cold]
     #[inline(never)]
     pub(super) unsafe fn put_slot_slowly(at: usize, run: u64, slot: u64, gate: &AtomicU32) -> Put {
-        // SAFETY: the promise of the caller; the pair is live on every unit.
-        Self::slot_slowly(
-            at,
-            || unsafe { rseq::put_slot(Way::now(), at, run, slot, gate) },
-            |copy| unsafe { put_by_locked_steps(copy, run, slot) },
-        )
-        .unwrap_or(Put::Elsewhere)
+        // SAFETY: the promise of the caller.
+        let fast = || unsafe { rseq::put_slot(Way::now(), at, run, slot, gate) };
+        // SAFETY: the pair is live on every unit (promise of the caller), and all steps are LOCKed.
+        let on_copy = |copy: *mut Pair| unsafe { put_by_locked_steps(copy, run, slot) };
+        Self::slot_slowly(at, fast, on_copy).unwrap_or(Put::Elsewhere)
     }
 
     #[cold]
@@ -108,11 +100,9 @@ impl ProcessOps {
             Outcome::Refused => Some(false),
             Outcome::NoMemory => None,
         };
-        // SAFETY: the promise of the caller; the pair is live on every unit.
-        Self::slot_slowly(at, fast, |copy| unsafe {
-            locked::is_replaced(copy, old, new)
-        })
-        .unwrap_or(false)
+        // SAFETY: the pair is live on every unit (promise of the caller), and all steps are LOCKed.
+        let on_copy = |copy: *mut Pair| unsafe { locked::is_replaced(copy, old, new) };
+        Self::slot_slowly(at, fast, on_copy).unwrap_or(false)
     }
 }
 
