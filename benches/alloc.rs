@@ -88,29 +88,34 @@ fn fresh(criterion: &mut Criterion) {
     fresh_on::<2>(criterion, 256);
 }
 
-/// Memory that nobody has touched, and the first write to it, on one CPU. It goes back to the system outside the clock.
+/// Memory that nobody has touched, and the first write to it, on one CPU: in each round a chunk is made, and all of its pages
+/// are populated and written to. What is freed goes back to the system, the chunk with it, outside the clock.
 fn fresh_on<const SLOT: usize>(criterion: &mut Criterion, cpus: u32) {
     const BYTES: usize = 64;
-    const AREAS: usize = 4096;
     let home = Home::<Machine<SLOT>>::with_cpus(cpus).expect("a machine");
     let mut group = criterion.benchmark_group("fresh");
     let parameter = format!("cpus={cpus} live=0 size={BYTES} zeroed");
     let ours = PerCpuAreas::<Machine<SLOT>>::new(Zeroing::On);
     let pcpu = Machine::<SLOT>::allocator();
-    // The first chunk's memory never goes back, and so is to be in use.
+    let at_once = pcpu.sizes().unit_bytes() / BYTES;
+    // The first chunk's memory never goes back, and so is to be in use, to the last area: past the caches, which would have
+    // some that are free. Then all that comes lies in a page of its own.
+    let filler = Request::new(BYTES, BYTES);
     let pages = pcpu.stats().populated_pages;
     let mut fillers = Vec::new();
     while pcpu.stats().populated_pages == pages {
-        fillers.push(ours.allocate(BYTES).expect("there is room"));
+        fillers.push(pcpu.allocate(&filler).expect("there is room"));
     }
+    free_all(ours, &mut fillers.split_off(fillers.len() - 1));
     group.bench_function(BenchmarkId::new("pcpu", &parameter), |bencher| {
         bencher.iter_custom(|iters| {
             let copy = |area| home.copy(area, 0).ok();
             let give_back = || {
                 drain_caches::<Machine<SLOT>>();
                 pcpu.trim(0);
+                assert_eq!(pcpu.stats().populated_pages, pages, "all is fresh");
             };
-            fresh_areas(ours, BYTES, AREAS, iters, copy, give_back)
+            fresh_areas(ours, BYTES, at_once, iters, copy, give_back)
         });
     });
     free_all(ours, &mut fillers);
@@ -122,12 +127,13 @@ fn fresh_on<const SLOT: usize>(criterion: &mut Criterion, cpus: u32) {
                 // SAFETY: it may be called at any time.
                 unsafe { libc::malloc_trim(0) };
             };
-            fresh_areas(Heap, BYTES, AREAS, iters, copy, give_back)
+            fresh_areas(Heap, BYTES, at_once, iters, copy, give_back)
         });
     });
     group.finish();
 }
 
+/// The time for so many areas, allocated in whole rounds of `at_once`: what is made once for all of them counts for each.
 fn fresh_areas<S: Source>(
     source: S,
     bytes: usize,
@@ -137,12 +143,12 @@ fn fresh_areas<S: Source>(
     give_back: impl Fn(),
 ) -> Duration {
     let mut areas = Vec::with_capacity(at_once);
-    let (mut time, mut left) = (Duration::ZERO, iters);
-    while left > 0 {
+    let mut time = Duration::ZERO;
+    let rounds = iters.div_ceil(at_once as u64);
+    for _ in 0..rounds {
         give_back();
-        let now = left.min(at_once as u64);
         time += timed(|| {
-            for _ in 0..now {
+            for _ in 0..at_once {
                 let area = source.allocate(bytes).expect("there is room");
                 let copy = copy(area).expect("a possible CPU");
                 // SAFETY: the area is live, and nobody else uses it.
@@ -151,9 +157,8 @@ fn fresh_areas<S: Source>(
             }
         });
         free_all(source, &mut areas);
-        left -= now;
     }
-    time
+    time.mul_f64(iters as f64 / (rounds * at_once as u64) as f64)
 }
 
 fn free_all<S: Source>(source: S, areas: &mut Vec<S::Area>) {
@@ -202,8 +207,8 @@ fn batch(criterion: &mut Criterion) {
 fn batch_on<const SLOT: usize>(criterion: &mut Criterion, cpus: u32) {
     const AREAS: usize = 16;
     Home::<Machine<SLOT>>::with_cpus(cpus).expect("a machine");
-    let mut group = criterion.benchmark_group("batch");
-    let parameter = format!("cpus={cpus} live={LIVE} size={BYTES} areas={AREAS} zeroed");
+    let mut group = criterion.benchmark_group(format!("batch-of-{AREAS}"));
+    let parameter = format!("cpus={cpus} live={LIVE} size={BYTES} zeroed");
     let ours = PerCpuAreas::<Machine<SLOT>>::new(Zeroing::On);
     let _live = Live::new(ours, (0..LIVE).map(|_| BYTES)).expect("there is room");
     let at_once = |areas: &mut [usize; AREAS]| {

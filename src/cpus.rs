@@ -32,6 +32,14 @@ impl Clone for AtomicU64Word {
 }
 
 impl CpuSet {
+    /// A set that no CPU can be in.
+    #[cfg(all(feature = "std", target_os = "linux"))]
+    const fn empty() -> Self {
+        Self {
+            words: MetaSlice::empty(),
+        }
+    }
+
     fn words_for(nr_cpu_ids: u32) -> usize {
         nr_cpu_ids.div_ceil(u64::BITS) as usize
     }
@@ -116,6 +124,7 @@ pub(crate) struct UnitsLayout {
     possible_at: usize,
     online_at: usize,
     populated_at: [usize; 2],
+    with_runs_at: usize,
 }
 
 impl UnitsLayout {
@@ -134,6 +143,7 @@ impl UnitsLayout {
                 block.array::<AtomicU64Word>(words)?,
                 block.array::<AtomicU64Word>(words)?,
             ],
+            with_runs_at: block.array::<AtomicU64Word>(words)?,
         })
     }
 }
@@ -162,6 +172,8 @@ pub struct Units {
     /// The CPUs that pages are populated for: the materialised ones, and one that is on its way to become one. Of the two
     /// sets one is in use and does not change meanwhile; bringing up a CPU fills the other and changes over.
     pub(crate) populated_for: [CpuSet; 2],
+    /// The CPUs whose caches have ever had a run: nobody needs to look into those of others.
+    pub(crate) with_runs: CpuSet,
     /// Whether the copies of a CPU that is not materialised take memory when they are looked at.
     pub(crate) comes_with_touch: bool,
 }
@@ -199,6 +211,14 @@ impl Units {
                 populated_for: layout.populated_at.map(|at| CpuSet {
                     words: MetaSlice::new(block, at, words, AtomicU64Word::default()),
                 }),
+                with_runs: CpuSet {
+                    words: MetaSlice::new(
+                        block,
+                        layout.with_runs_at,
+                        words,
+                        AtomicU64Word::default(),
+                    ),
+                },
                 comes_with_touch,
             }
         };
@@ -243,11 +263,8 @@ impl Units {
                 materialised: CpuSet {
                     words: MetaSlice::view(tables.materialised, words),
                 },
-                populated_for: [const {
-                    CpuSet {
-                        words: MetaSlice::empty(),
-                    }
-                }; 2],
+                populated_for: [const { CpuSet::empty() }; 2],
+                with_runs: CpuSet::empty(),
                 // Modules are a process's.
                 comes_with_touch: true,
             }
@@ -296,11 +313,16 @@ impl Units {
         let words = cpus.words.iter();
         for (word, offsets) in words.zip(self.offsets.chunks(u64::BITS as usize)) {
             let mut bits = word.0.load(Ordering::Acquire);
+            // CPUs side by side, as most are, are gone through without a look at the bit of each.
             while bits != 0 {
-                let offset = offsets[bits.trailing_zeros() as usize];
-                debug_assert_ne!(offset, NOT_POSSIBLE);
-                act(neutral.wrapping_add(offset));
-                bits &= bits - 1;
+                let first = bits.trailing_zeros();
+                let count = (bits >> first).trailing_ones();
+                for &offset in &offsets[first as usize..(first + count) as usize] {
+                    debug_assert_ne!(offset, NOT_POSSIBLE);
+                    act(neutral.wrapping_add(offset));
+                }
+                // The carry clears the run.
+                bits &= bits.wrapping_add(bits & bits.wrapping_neg());
             }
         }
     }

@@ -353,3 +353,31 @@ fn what_was_populated_for_a_cpu_that_did_not_come_is_given_back() {
     assert_pages_agree(pcpu);
     assert_zero(pcpu, (area, 3 * 4096), late);
 }
+
+/// CPUs side by side and apart, at the borders of 64: each copy is zeroed, of any length, and nothing beside it.
+#[test]
+fn copies_of_any_cpus_are_zeroed_and_no_more() {
+    let pcpu = small_machine(200).online(1).build().unwrap();
+    for cpu in [1, 2, 5, 62, 63, 64, 65, 127, 130, 190, 191, 192, 199] {
+        pcpu.bring_up(CpuId::new(cpu)).unwrap();
+    }
+    let materialised = || pcpu.units().materialised().iter();
+    assert_eq!(materialised().count(), 14);
+    for bytes in (4..=136).step_by(4) {
+        let request = Request::new(bytes, 4);
+        let areas = [0; 3].map(|_| (pcpu.allocate(&request).unwrap(), bytes));
+        areas.iter().for_each(|&area| stamp(&pcpu, area));
+        let [before, (area, _), behind] = areas;
+        pcpu.free_area(area, FreeFlags::empty()).unwrap();
+        pcpu.upkeep();
+        let again = pcpu.allocate(&request).unwrap();
+        assert_eq!(again, area, "{bytes} bytes");
+        for cpu in materialised() {
+            assert_zero(&pcpu, (again, bytes), cpu);
+            assert_stamped(&pcpu, before, cpu);
+            assert_stamped(&pcpu, behind, cpu);
+        }
+        // The next ones come behind these.
+        stamp(&pcpu, (again, bytes));
+    }
+}

@@ -12,6 +12,7 @@ use std::fs;
 use std::sync::OnceLock;
 
 use pcpu::allocator::PerCpuAllocator;
+use pcpu::backing::BackingError;
 use pcpu::backing::mmap::{Geometry, Mmap, Placement};
 use pcpu::embed;
 use pcpu::global::{GlobalAllocator, ProcessLock};
@@ -19,7 +20,8 @@ use pcpu::this_cpu::Live;
 use pcpu::this_cpu::portable::Portable;
 use pcpu::unit::{CpuId, EvenNodes, FirstChunkSpec, Template, UnitPlan, storage_words};
 use pcpu::{
-    CpuCell, Domain, Handle, LocalCell, PerCpu, PerCpuPtr, RemoteCell, Request, global, per_cpu_ptr,
+    AllocError, CpuCell, Domain, Handle, LocalCell, PerCpu, PerCpuPtr, RemoteCell, Request, global,
+    per_cpu_ptr,
 };
 
 use child::run_in_child;
@@ -253,6 +255,49 @@ fn static_variables_cost_nothing_on_cpus_that_never_come() {
     );
 }
 
+/// Memory that grows: who lets it grow looks into the caches of CPUs that have had something in theirs, not of all.
+#[test]
+fn growing_looks_at_no_cpu_that_allocates_nothing() {
+    const CPUS: u32 = 256;
+
+    static INSTANCE: OnceLock<GlobalAllocator> = OnceLock::new();
+    #[derive(Debug)]
+    enum Wide {}
+    // SAFETY: the instance is made once, and is no other domain's.
+    unsafe impl Domain for Wide {
+        type Backing = Mmap;
+        type Lock = ProcessLock;
+        type Ops = Portable<Self>;
+        fn allocator() -> &'static GlobalAllocator {
+            INSTANCE.get().expect("made by the test")
+        }
+        fn current_cpu() -> CpuId {
+            CpuId::new(77)
+        }
+    }
+
+    if run_in_child("growing_looks_at_no_cpu_that_allocates_nothing", |_| ()) {
+        return;
+    }
+    let mut made = instance(CPUS, &[]);
+    made.enable_caches().expect("there is memory");
+    INSTANCE.set(made).expect("the first");
+    let pcpu = Wide::allocator();
+    for cpu in (0..CPUS).map(CpuId::new) {
+        pcpu.bring_up(cpu).expect("a possible CPU");
+    }
+    let base = Usage::now();
+    let request = Request::new(OBJECT_BYTES, 8);
+    for _ in 0..OBJECTS {
+        Wide::allocate(&request).expect("there is memory");
+    }
+    let grown = Usage::now().since(&base);
+    println!("grown: {grown}");
+    assert!(pcpu.stats().cache_misses > 0, "there are runs");
+    // Nobody has touched an area; to look into a CPU's cache takes page tables, 8 KiB a CPU.
+    assert!(grown.page_table_bytes < 100_000, "{grown}");
+}
+
 /// Where there is no file to be had the template is copied.
 #[test]
 fn the_template_needs_no_file() {
@@ -273,6 +318,61 @@ fn the_template_needs_no_file() {
         // SAFETY: the static region is as long, and can be read on every CPU.
         assert_eq!(unsafe { *copy }, [7; 5000], "CPU {cpu}");
     }
+}
+
+/// A process whose data is limited: no more of the units is opened than is used, and where the limit is reached a request is
+/// refused, and nothing is lost.
+#[test]
+fn a_limit_of_data_is_kept() {
+    const CPUS: u32 = 64;
+    const UNIT_BYTES: u64 = 256 << 10;
+    // What chunks take, and room for what the test itself needs.
+    const ROOM_BYTES: u64 = 3 * CPUS as u64 * UNIT_BYTES + UNIT_BYTES * CPUS as u64 / 2;
+    if run_in_child("a_limit_of_data_is_kept", |_| ()) {
+        return;
+    }
+    let data_bytes = || {
+        let status = fs::read_to_string("/proc/self/status").expect("every Linux has it");
+        field(&status, "VmData:")
+    };
+    let set_limit = |bytes| {
+        let limit = libc::rlimit {
+            rlim_cur: bytes,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: the call reads the structure only.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_DATA, &limit) }, 0);
+    };
+    // One that is far away: what is not used is left to others all the same.
+    set_limit(1 << 40);
+    let start = data_bytes();
+    let pcpu = instance(CPUS, &[]);
+    assert!(data_bytes() < start + u64::from(CPUS) * UNIT_BYTES * 5 / 4);
+    drop(pcpu);
+
+    set_limit(data_bytes() + ROOM_BYTES);
+    let pcpu = instance(CPUS, &[]);
+    let request = Request::new(32 << 10, 8);
+    let mut areas = Vec::new();
+    let refused = loop {
+        match pcpu.allocate(&request) {
+            Ok(area) => areas.push(area),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(
+        refused,
+        AllocError::Backing(BackingError::OutOfAddressSpace)
+    );
+    // The first chunk, and two more.
+    assert_eq!(areas.len() as u64 / (UNIT_BYTES / (32 << 10)), 2);
+    // What is freed can be had again.
+    for area in areas.drain(..) {
+        // SAFETY: allocated above, and not used.
+        unsafe { pcpu.free(area) }.expect("it is allocated");
+    }
+    pcpu.trim(0);
+    pcpu.allocate(&request).expect("there is room");
 }
 
 /// Owners in the process's own instance, each used on one CPU.

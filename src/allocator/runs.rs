@@ -130,6 +130,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             return false;
         };
         if has_memory {
+            self.units.with_runs.insert(cpu);
             // Whoever comes first. The pair's own CPU leaves it alone until then.
             _ = run.compare_exchange(0, closed.bits(), Ordering::Release, Ordering::Relaxed);
         }
@@ -320,9 +321,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         (state.body(chunk).byte_offset(granule) / GRANULE_BYTES) as u32
     }
 
-    /// Calls `act` for the pair of every CPU that has memory, and of every place.
+    /// Calls `act` for every pair of every CPU that has had a run.
     pub(super) fn for_each_pair(&self, caches: &Caches, mut act: impl FnMut(usize, CpuId)) {
-        for cpu in self.units.materialised().iter() {
+        for cpu in self.units.with_runs.iter() {
             for index in 0..RUNS {
                 act(caches.table + index * size_of::<Pair>(), cpu);
             }

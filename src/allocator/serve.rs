@@ -277,6 +277,14 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                 .units
                 .for_each_copy(from, |copy| unsafe { store_zero::<u128>(copy) }),
             // SAFETY: as above.
+            32 => self
+                .units
+                .for_each_copy(from, |copy| unsafe { store_zero::<[u128; 2]>(copy) }),
+            // SAFETY: as above.
+            64 => self
+                .units
+                .for_each_copy(from, |copy| unsafe { store_zero::<[u128; 4]>(copy) }),
+            // SAFETY: as above.
             _ => self.units.for_each_copy(from, |copy| unsafe {
                 core::ptr::with_exposed_provenance_mut::<u8>(copy).write_bytes(0, bytes)
             }),

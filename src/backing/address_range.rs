@@ -137,6 +137,10 @@ impl AddressRange {
             Access::None => MprotectFlags::empty(),
             Access::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
         };
+        #[cfg(test)]
+        if access == Access::ReadWrite {
+            faults::next()?;
+        }
         // SAFETY: the promise of the caller.
         unsafe { mm::mprotect(self.pointer(address), bytes, flags)? };
         Ok(())
@@ -192,5 +196,38 @@ impl Drop for AddressRange {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and whoever used it is gone. It cannot fail: the range is a whole mapping.
         let _ = unsafe { mm::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// Which calls of [`set_access`](AddressRange::set_access) fail that give access, on the thread of a test.
+#[cfg(test)]
+pub(super) mod faults {
+    use std::cell::Cell;
+    use std::io;
+    use std::ops::Range;
+
+    std::thread_local! {
+        static CALLS: Cell<u32> = const { Cell::new(0) };
+        static FAILING: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
+    }
+
+    /// Has calls fail, counted from the next one.
+    pub(in crate::backing) fn set(failing: Range<u32>) {
+        CALLS.set(0);
+        FAILING.set((failing.start, failing.end));
+    }
+
+    /// How many calls there have been since.
+    pub(in crate::backing) fn calls() -> u32 {
+        CALLS.get()
+    }
+
+    pub(super) fn next() -> io::Result<()> {
+        let call = CALLS.replace(CALLS.get() + 1);
+        let (start, end) = FAILING.get();
+        match (start..end).contains(&call) {
+            true => Err(io::ErrorKind::OutOfMemory.into()),
+            false => Ok(()),
+        }
     }
 }

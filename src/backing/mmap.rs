@@ -2,8 +2,9 @@
 //! system when they run empty.
 //!
 //! The window of neutral addresses lies in the same range, without access, so that a handle never equals a real
-//! pointer. Chunk `i` lies `i` units further in every unit's window. CPUs that never run the process cost address
-//! space only. On a machine with several nodes each unit's memory is preferred from its CPU's node.
+//! pointer. Chunk `i` lies `i` units further in every unit's window; `open_chunks.rs` knows how far these can be used. CPUs
+//! that never run the process cost address space only. On a machine with several nodes each unit's memory is preferred from
+//! its CPU's node.
 //!
 //! Units need not begin at pages ([`Geometry`]): what is asked of the system is about whole pages all the same. Pages
 //! that are shared are seen to in `shared_pages.rs`; no two units share one.
@@ -22,9 +23,12 @@ use crate::cpus::Cpus;
 use crate::embed::{AreaRequest, EarlyMemory};
 use crate::page::PageMemory;
 use crate::unit::{Contents, FirstChunk, NodeId, UnitPlan};
-use shared_pages::{Neighbours, Numbers, SharedPages, Use};
+use open_chunks::OpenChunks;
+use shared_pages::{Neighbours, SharedPages, Use};
 
 mod geometry;
+mod numbers;
+mod open_chunks;
 mod shared_pages;
 mod template_image;
 mod whole_pages;
@@ -69,6 +73,7 @@ pub struct Mmap {
     unit_bytes: usize,
     chunks: u32,
     placement: Placement,
+    open: OpenChunks,
     /// `None` if all units begin at pages.
     shared: Option<SharedPages>,
 }
@@ -103,6 +108,7 @@ impl Mmap {
             unit_bytes: sizes.unit_bytes(),
             chunks: u32::try_from(chunks).unwrap_or(u32::MAX),
             placement,
+            open: OpenChunks::new(chunks, sizes.unit_bytes()),
             shared: shares_pages
                 .then(|| SharedPages::new(chunks, sizes.unit_pages(), sizes.populated_pages())),
         })
@@ -114,7 +120,7 @@ impl Mmap {
         for cpu in plan.possible_cpus() {
             if let (Some(unit), Some(node)) = (first_chunk.unit_address(cpu), plan.node_of_cpu(cpu))
             {
-                self.prefer_node(unit.as_ptr().addr(), self.unit_bytes, node);
+                self.prefer_node(unit.as_ptr().addr(), self.open_bytes(), node);
             }
         }
     }
@@ -129,17 +135,43 @@ impl Mmap {
         self.range.neutral_base()
     }
 
-    /// Makes units `units` of the range usable for the first chunk.
+    /// Makes the next `units` units usable: their part of the first chunk, and of some chunks behind it, which takes no more
+    /// calls; or of the first chunk only, if the system does not grant as much.
     fn open_units(&mut self, units: usize) -> io::Result<NonNull<u8>> {
         let base = self
             .range
             .take_units(units)
             .ok_or(io::ErrorKind::OutOfMemory)?;
-        for unit in 0..units {
-            let address = base.as_ptr().addr() + unit * self.range.stride_bytes();
-            self.open(address..address + self.unit_bytes)?;
-        }
+        let first = base.as_ptr().addr();
+        let stride_bytes = self.range.stride_bytes();
+        let each = (0..units).map(|unit| first + unit * stride_bytes);
+        let open_to = |end: usize| {
+            let mut each = each.clone();
+            each.try_for_each(|unit| self.open(unit..unit + end * self.unit_bytes))
+        };
+        let ample = self.open.at_set_up();
+        let end = match open_to(ample) {
+            Ok(()) => ample,
+            Err(_) => {
+                for unit in each.clone() {
+                    let end = unit + ample * self.unit_bytes;
+                    self.close_behind(unit + self.unit_bytes..end);
+                }
+                open_to(1)?;
+                1
+            }
+        };
+        let is_first = first == self.neutral_base() + self.range.geometry().window_bytes();
+        let mut open = self.open.lock();
+        let end = if is_first { end } else { end.min(open.end()) };
+        open.set_end(end);
+        drop(open);
         Ok(base)
+    }
+
+    /// What is open of every unit, in bytes.
+    fn open_bytes(&self) -> usize {
+        self.open.lock().end() * self.unit_bytes
     }
 
     /// Makes addresses usable; what shares a page with them becomes so, too.
@@ -159,37 +191,48 @@ impl Mmap {
         }
     }
 
-    /// Gives back the pages that a part of a unit shares with what is beside it, if that has no memory; or makes what it
-    /// has of them zero.
-    ///
-    /// # Safety
-    /// Nothing uses that part of the unit any more. The pages that it shares stay as they are meanwhile: with memory or
-    /// without.
-    unsafe fn give_back_edges(&self, part: Range<usize>, neighbours: Neighbours) {
-        let around = whole_pages::around(part.clone());
-        let within = whole_pages::within(part.clone());
-        for (page, own, neighbour) in [
-            (
-                around.start..within.start,
-                part.start..within.start,
-                neighbours.before,
-            ),
-            (
-                within.end..around.end,
-                within.end..part.end,
-                neighbours.behind,
-            ),
-        ] {
-            if page.is_empty() {
-                continue;
-            }
-            match neighbour {
-                // SAFETY: neither has memory (promise of the caller).
-                Use::Unused => unsafe { self.range.discard(page.start, page.len()) },
-                // SAFETY: the bytes are those of the part, which nothing uses, and readable and writable.
-                Use::Used => unsafe { make_zero(own) },
+    /// Makes some chunks usable in all units, or none of them in any.
+    fn open_chunks(&self, space: &ChunkSpace<'_>, chunks: Range<usize>) -> io::Result<()> {
+        for area in self.chunks_of_units(space, &chunks) {
+            if let Err(error) = self.open(area.addresses()) {
+                self.chunks_of_units(space, &chunks)
+                    .take_while(|done| done.cpu != area.cpu)
+                    .for_each(|done| self.close_behind(done.addresses()));
+                return Err(error);
             }
         }
+        for area in self.chunks_of_units(space, &chunks) {
+            self.prefer_node(area.address, area.bytes, area.node);
+        }
+        Ok(())
+    }
+
+    /// Closes a part of a unit behind which nothing is open.
+    fn close_behind(&self, part: Range<usize>) {
+        let neighbours = Neighbours {
+            before: Use::Used,
+            behind: Use::Unused,
+        };
+        self.close(whole_pages::beside(part, neighbours));
+    }
+
+    /// Where some chunks lie in every unit, given where one does.
+    fn chunks_of_units<'a>(
+        &self,
+        space: &ChunkSpace<'a>,
+        chunks: &Range<usize>,
+    ) -> impl Iterator<Item = CpuArea> + use<'a> {
+        let bytes = |chunks: usize| chunks * self.unit_bytes;
+        let (own, first, bytes) = (
+            bytes(space.chunk() as usize),
+            bytes(chunks.start),
+            bytes(chunks.len()),
+        );
+        space.areas().map(move |area| CpuArea {
+            address: area.address - own + first,
+            bytes,
+            ..area
+        })
     }
 
     fn prefer_node(&self, address: usize, bytes: usize, node: NodeId) {
@@ -241,7 +284,7 @@ unsafe impl EarlyMemory for Mmap {
         for unit in 0..request.nr_units as usize {
             self.prefer_node(
                 base.as_ptr().addr() + unit * request.stride_bytes,
-                self.unit_bytes,
+                self.open_bytes(),
                 request.node,
             );
         }
@@ -264,13 +307,19 @@ unsafe impl EarlyMemory for Mmap {
     }
 
     unsafe fn free(&mut self, start: NonNull<u8>, bytes: usize) {
-        // What comes before is a part of the same unit; behind it no chunk is reserved yet.
+        let start = start.as_ptr().addr();
+        let first = self.neutral_base() + self.range.geometry().window_bytes();
+        if !(start - first).is_multiple_of(self.range.stride_bytes()) {
+            // The tail of a unit: nobody has touched it, so it has no memory, and what lies behind it stays open.
+            return;
+        }
+        // Behind the unit nothing is reserved yet.
         let neighbours = Neighbours {
-            before: Use::Used,
+            before: Use::Unused,
             behind: Use::Unused,
         };
-        let start = start.as_ptr().addr();
-        self.close(whole_pages::beside(start..start + bytes, neighbours));
+        let end = start + bytes.max(self.open_bytes());
+        self.close(whole_pages::beside(start..end, neighbours));
     }
 }
 
@@ -291,8 +340,9 @@ unsafe impl PageMemory for Mmap {
     }
 
     fn reserve_window(&mut self, bytes: usize) -> io::Result<NonNull<u8>> {
-        // A builder that failed before has given all its windows back.
+        // A builder that failed before has given all its windows back, and closed them.
         self.range.return_units();
+        self.open.lock().set_end(1);
         let units = bytes.div_ceil(self.range.stride_bytes());
         self.range
             .take_units(units)
@@ -343,33 +393,34 @@ unsafe impl Backing for Mmap {
     }
 
     unsafe fn reserve(&self, space: ChunkSpace<'_>, _context: Context) -> Result<(), BackingError> {
-        let mut reserved = self.shared.as_ref().map(SharedPages::reserved);
-        for area in space.areas() {
-            if self.open(area.addresses()).is_err() {
-                let neighbours = self.neighbours(reserved.as_deref(), space.chunk());
-                space
-                    .areas()
-                    .take_while(|done| done.cpu != area.cpu)
-                    .for_each(|done| self.close(whole_pages::beside(done.addresses(), neighbours)));
-                return Err(BackingError::OutOfAddressSpace);
-            }
-            self.prefer_node(area.address, area.bytes, area.node);
+        let chunk = space.chunk() as usize;
+        let mut open = self.open.lock();
+        if !open.is_open(chunk) {
+            let opened = self.open.wider(&open, chunk).into_iter().find(|&end| {
+                let chunks = open.end()..end;
+                self.open_chunks(&space, chunks).is_ok()
+            });
+            open.set_end(opened.ok_or(BackingError::OutOfAddressSpace)?);
         }
-        if let Some(reserved) = &mut reserved {
-            reserved.insert(chunk_number(space.chunk()));
-        }
+        open.note_reserved(chunk);
         Ok(())
     }
 
     unsafe fn release(&self, space: ChunkSpace<'_>) {
-        let mut reserved = self.shared.as_ref().map(SharedPages::reserved);
-        if let Some(reserved) = &mut reserved {
-            reserved.remove(chunk_number(space.chunk()));
+        let mut open = self.open.lock();
+        open.note_released(space.chunk() as usize);
+        // None of its pages is populated, but reading the copies of a CPU that never came may have taken memory.
+        for area in space.areas() {
+            let pages = whole_pages::within(area.addresses());
+            // SAFETY: nothing uses the pages (promise of the caller), and they are shared with no others.
+            unsafe { self.range.discard(pages.start, pages.len()) };
         }
-        let neighbours = self.neighbours(reserved.as_deref(), space.chunk());
-        space
-            .areas()
-            .for_each(|area| self.close(whole_pages::beside(area.addresses(), neighbours)));
+        let end = self.open.narrower(&open);
+        if end < open.end() {
+            self.chunks_of_units(&space, &(end..open.end()))
+                .for_each(|part| self.close_behind(part.addresses()));
+            open.set_end(end);
+        }
     }
 
     unsafe fn populate(
@@ -389,14 +440,12 @@ unsafe impl Backing for Mmap {
 
     unsafe fn depopulate(&self, span: PageSpan<'_>) {
         for run in span.runs() {
-            for area in span.areas_of(&run) {
-                let own = whole_pages::within(area.addresses());
-                if !own.is_empty() {
-                    // SAFETY: nothing uses the pages any more (promise of the caller), and they are shared with no others.
-                    unsafe { self.range.discard(own.start, own.len()) };
-                }
-            }
             let Some(shared) = &self.shared else {
+                for area in span.areas_of(&run) {
+                    let pages = whole_pages::within(area.addresses());
+                    // SAFETY: nothing uses the pages any more (promise of the caller); they are shared with no others.
+                    unsafe { self.range.discard(pages.start, pages.len()) };
+                }
                 continue;
             };
             let mut with_memory = shared.with_memory();
@@ -404,7 +453,7 @@ unsafe impl Backing for Mmap {
             let neighbours = with_memory.neighbours(&pages);
             for area in span.areas_of(&run) {
                 // SAFETY: as above; no page gets memory or loses it as long as the note is locked.
-                unsafe { self.give_back_edges(area.addresses(), neighbours) };
+                unsafe { self.give_back(area.addresses(), neighbours) };
             }
             // One CPU's copies go when bringing it up has failed: the others keep theirs.
             if let Cpus::Set(_) = span.cpus() {
@@ -438,20 +487,22 @@ unsafe impl Backing for Mmap {
 }
 
 impl Mmap {
-    /// Whether the chunks beside one are reserved. Where no pages are shared it does not matter.
-    fn neighbours(&self, reserved: Option<&Numbers>, chunk: u32) -> Neighbours {
-        match reserved {
-            Some(reserved) => reserved.neighbours(&chunk_number(chunk)),
-            None => Neighbours {
-                before: Use::Used,
-                behind: Use::Used,
-            },
+    /// Gives back the pages of a part of a unit; those that it shares with what has memory stay, and what it has of them is
+    /// made zero.
+    ///
+    /// # Safety
+    /// Nothing uses that part of the unit any more. What lies beside it stays as it is meanwhile: with memory or without.
+    unsafe fn give_back(&self, part: Range<usize>, neighbours: Neighbours) {
+        let pages = whole_pages::beside(part.clone(), neighbours);
+        if !pages.is_empty() {
+            // SAFETY: nothing in use has a part of these pages (promise of the caller).
+            unsafe { self.range.discard(pages.start, pages.len()) };
+        }
+        for edge in [part.start..pages.start, pages.end..part.end] {
+            // SAFETY: the bytes, if there are any, are those of the part, which nothing uses, and readable and writable.
+            unsafe { make_zero(edge) };
         }
     }
-}
-
-fn chunk_number(chunk: u32) -> Range<usize> {
-    chunk as usize..chunk as usize + 1
 }
 
 impl CpuArea {
@@ -465,10 +516,16 @@ impl CpuArea {
 /// # Safety
 /// They are readable and writable, and nobody else uses them.
 unsafe fn make_zero(bytes: Range<usize>) {
+    const LINE_BYTES: usize = 64;
+    if bytes.is_empty() {
+        return;
+    }
     let start = ptr::with_exposed_provenance_mut::<u8>(bytes.start);
     // SAFETY: the promise of the caller.
     let bytes = unsafe { core::slice::from_raw_parts_mut(start, bytes.len()) };
-    if bytes.iter().any(|byte| *byte != 0) {
+    // Whole lines are looked at without a branch for each byte.
+    let is_zero = |line: &[u8]| line.iter().fold(0, |all, byte| all | byte) == 0;
+    if !bytes.chunks(LINE_BYTES).all(is_zero) {
         bytes.fill(0);
     }
 }

@@ -13,33 +13,30 @@
 //! neighbour, where chunks touch), and a shared page goes back with the lock held that the note is made under: who
 //! populates the neighbour waits, and comes after it. The other pages need no lock.
 //!
-//! In the same way the access to a shared page goes only when neither chunk that has a part of it is reserved.
-//!
-//! Both locks are held during calls of the backing only, never while one waits for the other, and by no signal handler:
+//! The lock is held during calls of the backing only, never while one waits for another, and by no signal handler:
 //! requests that must not wait populate nothing. When an instance is at rest no such call is under way, so that a forked
-//! child finds them free.
+//! child finds it free.
 
-use std::boxed::Box;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::vec;
+
+use super::numbers::Numbers;
 
 /// What has to be known about shared pages.
 #[derive(Debug)]
 pub(super) struct SharedPages {
     pages_per_chunk: usize,
     with_memory: Mutex<Numbers>,
-    reserved: Mutex<Numbers>,
 }
 
-/// What lies beside some pages, or a chunk: whether it is in use as they were.
+/// What lies beside some pages: whether it is in use as they were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Neighbours {
     pub(super) before: Use,
     pub(super) behind: Use,
 }
 
-/// Whether a page has memory; whether a chunk is reserved.
+/// Whether a page has memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     Unused,
@@ -51,12 +48,9 @@ impl SharedPages {
     pub(super) fn new(chunks: usize, pages_per_chunk: usize, populated_pages: usize) -> Self {
         let mut with_memory = Numbers::below(chunks * pages_per_chunk);
         with_memory.insert(0..populated_pages);
-        let mut reserved = Numbers::below(chunks);
-        reserved.insert(0..1);
         Self {
             pages_per_chunk,
             with_memory: Mutex::new(with_memory),
-            reserved: Mutex::new(reserved),
         }
     }
 
@@ -72,40 +66,9 @@ impl SharedPages {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Which chunks are reserved.
-    pub(super) fn reserved(&self) -> MutexGuard<'_, Numbers> {
-        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A set of numbers below a limit.
-#[derive(Debug)]
-pub(super) struct Numbers {
-    /// Zeroes come with the first touch, so that a large window costs only what is used of it.
-    words: Box<[u64]>,
 }
 
 impl Numbers {
-    fn below(limit: usize) -> Self {
-        Self {
-            words: vec![0; limit.div_ceil(64)].into(),
-        }
-    }
-
-    fn contains(&self, number: usize) -> bool {
-        let word = self.words.get(number / 64);
-        word.is_some_and(|word| word >> (number % 64) & 1 != 0)
-    }
-
-    pub(super) fn insert(&mut self, numbers: Range<usize>) {
-        numbers.for_each(|number| self.words[number / 64] |= 1 << (number % 64));
-    }
-
-    pub(super) fn remove(&mut self, numbers: Range<usize>) {
-        numbers.for_each(|number| self.words[number / 64] &= !(1 << (number % 64)));
-    }
-
     /// What lies directly beside the numbers; nothing is before 0, nor behind the limit.
     pub(super) fn neighbours(&self, numbers: &Range<usize>) -> Neighbours {
         let of = |number: Option<usize>| match number.is_some_and(|number| self.contains(number)) {

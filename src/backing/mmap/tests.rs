@@ -8,6 +8,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::*;
+use crate::backing::address_range::faults;
 use crate::chunk::PageMask;
 use crate::cpus::{Units, UnitsLayout};
 use crate::embed;
@@ -31,6 +32,11 @@ struct Machine {
 type Page = usize;
 
 fn machine(geometry: fn(usize) -> Geometry) -> Machine {
+    machine_of(8, geometry)
+}
+
+/// A machine whose window has so many chunks.
+fn machine_of(chunks: usize, geometry: fn(usize) -> Geometry) -> Machine {
     let spec = FirstChunkSpec {
         atom_bytes: PAGE_BYTES,
         page_bytes: PAGE_BYTES,
@@ -40,7 +46,7 @@ fn machine(geometry: fn(usize) -> Geometry) -> Machine {
     let topology = EvenNodes::new(CPUS, 1).unwrap();
     let (mut words, mut offsets) = (vec![0; storage_words(CPUS)], vec![0; CPUS as usize]);
     let plan = UnitPlan::embed(&spec, &topology, &mut words).unwrap();
-    let window_bytes = 8 * plan.sizes().unit_bytes();
+    let window_bytes = chunks * plan.sizes().unit_bytes();
     let mut memory = Mmap::reserve(&plan, geometry(window_bytes), Placement::Any).unwrap();
     let template = Template {
         bytes: &[],
@@ -89,6 +95,35 @@ impl Machine {
     fn release(&self, chunk: usize) {
         // SAFETY: tests release what is reserved, without pages.
         unsafe { self.memory.release(self.space(chunk)) };
+    }
+
+    /// Whether the chunk can be written to: in all units, or in none of them.
+    fn is_open(&self, chunk: usize) -> bool {
+        let open = writable();
+        let is_in = |address| open.iter().any(|part| part.contains(&address));
+        let is_open: Vec<_> = (self.space(chunk).areas())
+            .map(|area| {
+                // Pages that a neighbour has a part of may be open for it.
+                let pages = whole_pages::within(area.addresses());
+                let of_pages: Vec<_> = pages.step_by(PAGE_BYTES).map(is_in).collect();
+                assert!(of_pages.iter().all(|page| *page == of_pages[0]), "{area:?}");
+                of_pages[0]
+            })
+            .collect();
+        assert_eq!(is_open.len() as u32, CPUS);
+        assert!(
+            is_open.iter().all(|unit| *unit == is_open[0]),
+            "{is_open:?}"
+        );
+        is_open[0]
+    }
+
+    /// How many chunks are open, from the first on; those behind are not.
+    fn open_chunks(&self, of: usize) -> usize {
+        let is_open: Vec<_> = (0..of).map(|chunk| self.is_open(chunk)).collect();
+        let end = is_open.iter().position(|open| !open).unwrap_or(of);
+        assert!(is_open[end..].iter().all(|open| !open), "{is_open:?}");
+        end
     }
 
     /// Gives pages memory, finds them zero, and fills them with what tells one page of one CPU from any other.
@@ -170,6 +205,19 @@ impl Machine {
     }
 }
 
+/// What can be written to of this process's addresses.
+fn writable() -> Vec<Range<usize>> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let part = |line: &str| {
+        let (addresses, rest) = line.split_once(' ')?;
+        let (start, end) = addresses.split_once('-')?;
+        let address = |text| usize::from_str_radix(text, 16).ok();
+        let part = address(start)?..address(end)?;
+        rest.starts_with("rw").then_some(part)
+    };
+    maps.lines().filter_map(part).collect()
+}
+
 fn mark(page: Page, cpu: CpuId) -> u64 {
     1 + page as u64 * u64::from(CPUS) + u64::from(cpu.get())
 }
@@ -182,7 +230,8 @@ fn by_chunk(pages: &[Page]) -> Vec<(usize, u64)> {
             of_chunk.fold(0, |mask, page| mask | 1 << (page % UNIT_PAGES)),
         )
     };
-    let masks = (0..8).map(mask);
+    let last = pages.iter().max().map_or(0, |page| page / UNIT_PAGES);
+    let masks = (0..=last).map(mask);
     masks.filter(|(_, mask)| *mask != 0).collect()
 }
 
@@ -349,4 +398,105 @@ fn one_cpu_gives_back_what_the_others_keep() {
         5 => 0,
         _ => mark(page, cpu),
     });
+}
+
+/// Chunks that the units of `machine` are open for from the start: 2 MiB, and the first.
+const AT_SET_UP: usize = 1 + (2 << 20) / (UNIT_PAGES * PAGE_BYTES);
+
+/// A chunk that comes and goes is there to be used each time, and zero, however far the units are open.
+#[test]
+fn units_are_opened_for_what_is_reserved_and_closed_when_hardly_any_is() {
+    const CHUNKS: usize = 3 * AT_SET_UP;
+    for geometry in [Geometry::lines, Geometry::pages] {
+        let machine = machine_of(CHUNKS, geometry);
+        assert_eq!(machine.open_chunks(CHUNKS), AT_SET_UP);
+        let use_all = |chunk: usize| {
+            let pages = [chunk * UNIT_PAGES, (chunk + 1) * UNIT_PAGES - 1];
+            machine.populate(&pages);
+            machine.depopulate(&pages);
+        };
+        faults::set(0..0);
+        for chunk in 1..AT_SET_UP {
+            machine.reserve(chunk);
+            use_all(chunk);
+        }
+        assert_eq!(faults::calls(), 0, "all of them are open");
+        for _ in 0..2 {
+            faults::set(0..0);
+            machine.reserve(AT_SET_UP);
+            assert_eq!(faults::calls(), CPUS);
+            assert_eq!(machine.open_chunks(CHUNKS), 2 * AT_SET_UP);
+            use_all(AT_SET_UP);
+            // As long as those in use reach far enough nothing is closed.
+            faults::set(0..0);
+            machine.release(AT_SET_UP);
+            machine.reserve(AT_SET_UP);
+            use_all(AT_SET_UP);
+            machine.reserve(AT_SET_UP + 1);
+            use_all(AT_SET_UP + 1);
+            assert_eq!(faults::calls(), 0);
+            machine.release(AT_SET_UP + 1);
+            (2..=AT_SET_UP)
+                .rev()
+                .for_each(|chunk| machine.release(chunk));
+            assert_eq!(machine.open_chunks(CHUNKS), AT_SET_UP);
+            (2..AT_SET_UP).for_each(|chunk| machine.reserve(chunk));
+        }
+        machine.reserve(CHUNKS - 1);
+        use_all(CHUNKS - 1);
+        assert_eq!(machine.open_chunks(CHUNKS), CHUNKS);
+    }
+}
+
+/// Each call fails that opens a unit, and all that follow, or none of these.
+#[test]
+fn where_the_system_does_not_open_much_the_chunk_is_opened_that_is_wanted_or_nothing() {
+    const CHUNKS: usize = 2 * AT_SET_UP;
+    for failing in 0..CPUS {
+        // Not even the first call at set-up: the units are open for the first chunk.
+        faults::set(failing..failing + 1);
+        let machine = machine_of(CHUNKS, Geometry::lines);
+        faults::set(0..0);
+        assert_eq!(machine.open_chunks(CHUNKS), 1, "call {failing}");
+
+        faults::set(failing..u32::MAX);
+        // SAFETY: the chunk is not reserved.
+        let refused = unsafe { machine.memory.reserve(machine.space(1), Context::MaySleep) };
+        assert_eq!(
+            refused,
+            Err(BackingError::OutOfAddressSpace),
+            "call {failing}"
+        );
+        faults::set(0..0);
+        assert_eq!(machine.open_chunks(CHUNKS), 1, "call {failing}");
+
+        faults::set(failing..failing + 1);
+        machine.reserve(1);
+        faults::set(0..0);
+        assert_eq!(machine.open_chunks(CHUNKS), 2, "call {failing}");
+        machine.populate(&[UNIT_PAGES, 2 * UNIT_PAGES - 1]);
+        machine.reserve(2);
+        assert_eq!(machine.open_chunks(CHUNKS), AT_SET_UP, "call {failing}");
+        machine.assert_holds(UNIT_PAGES, |cpu| mark(UNIT_PAGES, cpu));
+    }
+}
+
+/// One byte that is not zero, wherever it is, in parts of any length; what lies beside them stays.
+#[test]
+fn bytes_are_made_zero_and_no_others() {
+    const BYTES: usize = 300;
+    for (start, end) in [(0, BYTES), (1, BYTES - 1), (17, 18), (64, 128), (40, 40)] {
+        for at in start..end.max(start + 1) {
+            let mut bytes = [0_u8; BYTES];
+            bytes[at] = 7;
+            bytes[..start].fill(1);
+            bytes[end..].fill(1);
+            let first = bytes.as_mut_ptr().expose_provenance();
+            // SAFETY: the bytes lie in the array, which nobody else uses.
+            unsafe { make_zero(first + start..first + end) };
+            assert!(bytes[..start].iter().all(|byte| *byte == 1), "{at}");
+            assert!(bytes[start..end].iter().all(|byte| *byte == 0), "{at}");
+            assert!(bytes[end..].iter().all(|byte| *byte == 1), "{at}");
+        }
+    }
 }

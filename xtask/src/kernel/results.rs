@@ -65,7 +65,7 @@ pub fn write() -> Result<Tally, Failure> {
     writeln!(text, "# {}, {}", qemu::version()?, version_of(rustc())?)?;
     writeln!(
         text,
-        "# A byte that `rep stosb` writes counts as an instruction: areas that are larger than 16 bytes are zeroed by it."
+        "# A byte that `rep stosb` writes counts as an instruction: areas are zeroed by it that are not of 4, 8, 16, 32 or 64 bytes."
     )?;
     writeln!(
         text,

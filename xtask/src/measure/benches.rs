@@ -158,6 +158,43 @@ mod tests {
         serde_json::json!({"group_id": "pair", "function_id": "pcpu", "value_str": value})
     }
 
+    /// What the benchmarks write into a parameter is a column: else all would be measured, and nothing written.
+    #[test]
+    fn the_benchmarks_name_columns_only() {
+        let mut parameters = 0;
+        for (name, _) in NAMES {
+            let path = root().join(format!("benches/{name}.rs"));
+            let source = fs::read_to_string(path).unwrap();
+            // Strings that begin as all parameters do.
+            for text in source.split("\"cpus=").skip(1) {
+                let text = text.split('"').next().unwrap_or_default();
+                for word in text.split_whitespace().skip(1) {
+                    // The number is not there yet.
+                    let word = match word.split_once('=') {
+                        Some((column, _)) => format!("{column}=1"),
+                        None => word.to_owned(),
+                    };
+                    assert!(subject(&benchmark(&word)).is_ok(), "{name}: {word}");
+                }
+                parameters += 1;
+            }
+        }
+        assert!(parameters > NAMES.len(), "{parameters}");
+    }
+
+    /// The benchmarks are those that cargo knows.
+    #[test]
+    fn all_benchmarks_are_measured() {
+        let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+        let benches = manifest.split("[[bench]]").skip(1);
+        let names = benches.filter_map(|bench| bench.split('"').nth(1));
+        let mut names: Vec<&str> = names.collect();
+        let mut measured = NAMES.map(|(name, _)| name);
+        names.sort_unstable();
+        measured.sort_unstable();
+        assert_eq!(names, measured);
+    }
+
     #[test]
     fn a_parameter_names_columns() {
         let (found, case) =
