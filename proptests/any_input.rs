@@ -45,6 +45,8 @@ enum Op {
     BringUp(u32),
     Trim(u32),
     Upkeep,
+    AllocateMany(usize, usize, u32, usize),
+    FreeMany(Vec<Address>, u32),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +79,20 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => any_count().prop_map(Op::BringUp),
         1 => any_count().prop_map(Op::Trim),
         1 => Just(Op::Upkeep),
+        3 => (any_size(), any_size(), any_flags(), 0_usize..9)
+            .prop_map(|(a, b, c, d)| Op::AllocateMany(a, b, c, d)),
+        3 => (1_usize..10_000, (0_u32..13).prop_map(|shift| 1 << shift), 0_u32..32, 0_usize..40)
+            .prop_map(|(a, b, c, d)| Op::AllocateMany(a, b, c, d)),
+        3 => (prop::collection::vec(addresses(), 0..5), any_flags())
+            .prop_map(|(a, b)| Op::FreeMany(a, b)),
     ]
+}
+
+fn freed_by(flags: AllocFlags) -> FreeFlags {
+    match flags.contains(AllocFlags::RESERVED) {
+        true => FreeFlags::RESERVED,
+        false => FreeFlags::empty(),
+    }
 }
 
 /// Machines whose first units have several pages of tail, none, and padding between the regions.
@@ -130,11 +145,7 @@ proptest! {
                     match pcpu.allocate(&request) {
                         Ok(address) => {
                             prop_assert!(bytes > 0 && address.is_multiple_of(align));
-                            let flags = match flags.contains(AllocFlags::RESERVED) {
-                                true => FreeFlags::RESERVED,
-                                false => FreeFlags::empty(),
-                            };
-                            prop_assert!(live.insert(address, flags).is_none());
+                            prop_assert!(live.insert(address, freed_by(flags)).is_none());
                         }
                         Err(error) => prop_assert!(!error.to_string().contains('\n')),
                     }
@@ -166,6 +177,34 @@ proptest! {
                 Op::BringUp(cpu) => drop(pcpu.bring_up(CpuId::new(cpu))),
                 Op::Trim(spares) => drop(pcpu.trim(spares)),
                 Op::Upkeep => drop(pcpu.upkeep()),
+                Op::AllocateMany(bytes, align, flags, count) => {
+                    let flags = AllocFlags::from_bits_retain(flags);
+                    let request = Request::new(bytes, align).with_flags(flags);
+                    let mut batch = vec![0; count];
+                    match pcpu.allocate_many(&request, &mut batch) {
+                        Ok(()) => for address in batch {
+                            prop_assert!(bytes > 0 && address.is_multiple_of(align));
+                            prop_assert!(live.insert(address, freed_by(flags)).is_none());
+                        },
+                        Err(error) => prop_assert!(count > 0 && !error.to_string().contains('\n')),
+                    }
+                }
+                Op::FreeMany(addresses, flags) => {
+                    let batch: Vec<_> =
+                        addresses.into_iter().map(|address| at(address, &live)).collect();
+                    let flags = FreeFlags::from_bits_retain(flags);
+                    // SAFETY: the areas are not used; anything else is refused.
+                    let freed = match unsafe { pcpu.free_many(&batch, flags) } {
+                        Ok(()) => batch.len(),
+                        Err(error) => {
+                            prop_assert!(!error.to_string().contains('\n'));
+                            error.freed
+                        }
+                    };
+                    for address in &batch[..freed] {
+                        prop_assert!(live.remove(address).is_some());
+                    }
+                }
             }
         }
         let areas: Vec<_> = audit(&pcpu).areas.into_keys().collect();

@@ -8,7 +8,7 @@ use pcpu::{AllocFlags, Request};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
-use seats::{Front, Op, Run};
+use seats::{Front, Op, Run, Way};
 use small::small_machine;
 
 /// CPUs that there may be, and those that there are at first.
@@ -35,6 +35,7 @@ fn requests() -> impl Strategy<Value = Request> {
 fn ops() -> impl Strategy<Value = Op> {
     let seat = || 0..3_u32;
     let nth = || 0..1_usize << 16;
+    let way = || prop_oneof![3 => seat().prop_map(Way::At), 1 => Just(Way::Plain)];
     prop_oneof![
         20 => (seat(), requests(), 1_usize..14).prop_map(|(a, b, c)| Op::Allocate(a, b, c)),
         16 => (seat(), nth(), 1_usize..14).prop_map(|(a, b, c)| Op::Free(a, b, c)),
@@ -51,6 +52,10 @@ fn ops() -> impl Strategy<Value = Op> {
             .prop_map(|(a, b, c, d)| Op::WriteGuard(a, b, c, d)),
         2 => (0..4_u32, nth(), nth(), any::<u8>())
             .prop_map(|(a, b, c, d)| Op::FreeAndWrite(a, b, c, d)),
+        6 => (way(), requests(), 0_usize..50).prop_map(|(a, b, c)| Op::AllocateMany(a, b, c)),
+        4 => (way(), nth(), 0_usize..50).prop_map(|(a, b, c)| Op::FreeMany(a, b, c)),
+        3 => (way(), nth(), 0_usize..20, nth())
+            .prop_map(|(a, b, c, d)| Op::FreeManyAgain(a, b, c, d)),
     ]
 }
 

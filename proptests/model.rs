@@ -11,7 +11,7 @@ use pcpu::allocator::{Policy, UpkeepBy};
 use pcpu::backing::sim::{Machine, SimAllocator};
 use pcpu::backing::{Backing, BackingError};
 use pcpu::unit::{CpuId, FirstChunkKind, FirstChunkSpec, GRANULE_BYTES};
-use pcpu::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request};
+use pcpu::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, FreeManyError, Request};
 
 use crate::audit::{Picture, Section, audit};
 use crate::copies::{assert_stamped, assert_zero, stamp};
@@ -90,11 +90,7 @@ pub enum Faults {
 
 #[derive(Debug, Clone)]
 pub enum Op {
-    Alloc {
-        bytes: usize,
-        align: usize,
-        flags: AllocFlags,
-    },
+    Alloc(Request),
     Free(usize),
     /// Frees an address that is a live area's, so many bytes further.
     FreeNear(usize, isize, FreeFlags),
@@ -106,6 +102,15 @@ pub enum Op {
     Trim(u32),
     BringUp(u32),
     Faults(Faults),
+    /// So many at one go.
+    AllocMany(Request, usize),
+    /// So many live areas of one region in order of their addresses, at one go, and behind so many of them what was freed last, if
+    /// there is such a place.
+    FreeMany {
+        index: usize,
+        count: usize,
+        again_behind: usize,
+    },
 }
 
 /// A live area as its owner knows it.
@@ -151,11 +156,13 @@ impl Run {
     /// Does it to both, and compares.
     pub fn step(&mut self, op: &Op) {
         match *op {
-            Op::Alloc {
-                bytes,
-                align,
-                flags,
-            } => self.allocate(Request::new(bytes, align).with_flags(flags)),
+            Op::Alloc(request) => self.allocate(request),
+            Op::AllocMany(request, count) => self.allocate_many(request, count),
+            Op::FreeMany {
+                index,
+                count,
+                again_behind,
+            } => self.free_many(index, count, again_behind),
             Op::Free(index) => {
                 if let Some((address, area)) = self.pick(index) {
                     let flags = free_flags(area.region);
@@ -251,6 +258,103 @@ impl Run {
         }
     }
 
+    /// All of them, or none.
+    fn allocate_many(&mut self, request: Request, count: usize) {
+        let mut batch = vec![0; count];
+        match self.pcpu.allocate_many(&request, &mut batch) {
+            Ok(()) => {
+                let region = request.flags & AllocFlags::RESERVED;
+                let bytes = request.bytes;
+                for &address in &batch {
+                    self.allocs += 1;
+                    self.check_served(address, &request);
+                    self.live.insert(address, Area { bytes, region });
+                }
+                self.before = self.recount();
+                batch
+                    .iter()
+                    .for_each(|&address| stamp(&self.pcpu, (address, bytes)));
+            }
+            Err(error) => {
+                assert!(count > 0, "{error}");
+                self.failures += 1;
+                let is_atomic = request.flags.contains(AllocFlags::ATOMIC);
+                self.atomic_failures += u64::from(is_atomic);
+                let after = self.recount();
+                if !self.check_wrong(&request, error, &after) {
+                    self.check_refused_many(&request, error, &after);
+                }
+                self.before = after;
+            }
+        }
+    }
+
+    /// A batch that was refused has left no area; what memory it got may stay.
+    fn check_refused_many(&self, request: &Request, error: AllocError, after: &Picture) {
+        assert_eq!(self.before.areas, after.areas);
+        let flags = request.flags;
+        match error {
+            AllocError::ReservedExhausted { bytes, free_bytes } => {
+                assert!(flags.contains(AllocFlags::RESERVED) && bytes == request.bytes);
+                assert!(free_bytes <= self.pcpu.sizes().regions().reserved.len());
+            }
+            AllocError::Busy => assert!(flags.contains(AllocFlags::TRY)),
+            AllocError::Backing(_) => assert!(!flags.contains(AllocFlags::RESERVED)),
+            other => panic!("{request:?} was refused: {other}"),
+        }
+        // However long its free runs are, a chunk that was there has the same ones; a new one is free.
+        for new in &after.sections {
+            let is_same =
+                |old: &&Section| (old.place, old.region.start) == (new.place, new.region.start);
+            match self.before.sections.iter().find(is_same) {
+                Some(old) => assert_eq!(old.free, new.free),
+                None => assert!(new.areas.is_empty()),
+            }
+        }
+    }
+
+    fn free_many(&mut self, index: usize, count: usize, again_behind: usize) {
+        let Some((first, Area { region, .. })) = self.pick(index) else {
+            return;
+        };
+        let flags = free_flags(region);
+        let areas = self.live.range(first..);
+        let areas = areas.filter(|(_, area)| area.region == region).take(count);
+        let mut batch: Vec<_> = areas.map(|(&at, _)| at).collect();
+        let mut freed = batch.len();
+        let mut expected = Ok(());
+        if let Some((address, _)) = self.last_freed
+            && again_behind < batch.len()
+        {
+            batch.insert(again_behind, address);
+            // It may be live again, and then it is freed: by this place of the batch, or by its own.
+            let mut seen = Vec::new();
+            for (nth, &address) in batch.iter().enumerate() {
+                let error = match seen.contains(&address) {
+                    true => Some(FreeError::NotAllocated { address }),
+                    false => self.free_error(address, flags),
+                };
+                if let Some(error) = error {
+                    expected = Err(FreeManyError { freed: nth, error });
+                    break;
+                }
+                seen.push(address);
+            }
+            freed = seen.len();
+        }
+        for &address in &batch[..freed] {
+            self.check_stamps(address, self.live[&address].bytes);
+        }
+        // SAFETY: what is live is the run's, which does not use it any more; anything else is refused.
+        let result = unsafe { self.pcpu.free_many(&batch, flags) };
+        assert_eq!(result, expected);
+        for address in &batch[..freed] {
+            self.live.remove(address);
+            self.last_freed = Some((*address, flags));
+        }
+        self.before = self.recount();
+    }
+
     fn check_served(&self, address: usize, request: &Request) {
         let Request {
             bytes,
@@ -288,13 +392,9 @@ impl Run {
         }
     }
 
-    fn check_refused(&self, request: &Request, error: AllocError, after: &Picture) {
-        let Request {
-            bytes,
-            align,
-            flags,
-            ..
-        } = *request;
+    /// Whether a request is one that nobody serves; panics unless it was refused for that.
+    fn check_wrong(&self, request: &Request, error: AllocError, after: &Picture) -> bool {
+        let Request { bytes, align, .. } = *request;
         let limit_bytes = self.shape.policy.max_alloc_bytes;
         let wrong = if bytes == 0 {
             Some(AllocError::ZeroSize)
@@ -308,11 +408,24 @@ impl Run {
         } else {
             None
         };
-        let is_by_callers = self.shape.policy.upkeep == UpkeepBy::Callers;
         if let Some(wrong) = wrong {
             assert_eq!(error, wrong);
-            return self.check_nothing_changed(after);
+            self.check_nothing_changed(after);
         }
+        wrong.is_some()
+    }
+
+    fn check_refused(&self, request: &Request, error: AllocError, after: &Picture) {
+        if self.check_wrong(request, error, after) {
+            return;
+        }
+        let Request {
+            bytes,
+            align,
+            flags,
+            ..
+        } = *request;
+        let is_by_callers = self.shape.policy.upkeep == UpkeepBy::Callers;
         // Any hole at least this long serves the request wherever the hole begins.
         let enough = rounded(bytes) + align.max(GRANULE_BYTES) - GRANULE_BYTES;
         let is_reserved = |section: &Section| {

@@ -110,9 +110,11 @@ fn ops() -> impl Strategy<Value = Op> {
         3 => (0_u64..6).prop_map(Faults::Call),
         1 => any::<u64>().prop_map(Faults::Pattern),
     ];
+    let request = (bytes, align, flags)
+        .prop_map(|(bytes, align, flags)| Request::new(bytes, align).with_flags(flags));
+    let request = request.boxed();
     prop_oneof![
-        24 => (bytes, align, flags)
-            .prop_map(|(bytes, align, flags)| Op::Alloc { bytes, align, flags }),
+        24 => request.clone().prop_map(Op::Alloc),
         16 => any::<usize>().prop_map(Op::Free),
         2 => (any::<usize>(), -9_isize..20, free_flags.clone())
             .prop_map(|(index, by, flags)| Op::FreeNear(index, by, flags)),
@@ -123,6 +125,9 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => (0_u32..3).prop_map(Op::Trim),
         1 => (0_u32..9).prop_map(Op::BringUp),
         3 => faults.prop_map(Op::Faults),
+        4 => (request, 0_usize..40).prop_map(|(request, count)| Op::AllocMany(request, count)),
+        3 => (any::<usize>(), 0_usize..40, any::<usize>())
+            .prop_map(|(index, count, again_behind)| Op::FreeMany { index, count, again_behind }),
     ]
 }
 

@@ -16,7 +16,7 @@ use pcpu::cache::LockedSeat;
 use pcpu::hardened::{Finding, FindingHook, FindingKind, Hardening};
 use pcpu::stats::MapItem;
 use pcpu::unit::{CpuId, GRANULE_BYTES};
-use pcpu::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request};
+use pcpu::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, FreeManyError, Request};
 
 /// What stands before the allocator itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,15 @@ pub enum Front {
     Caches,
     /// Guards so long, so many areas in quarantine.
     Hardened(usize, u32),
+}
+
+/// How a batch is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// On a CPU.
+    At(u32),
+    /// Without saying where.
+    Plain,
 }
 
 /// CPUs are those of a seat; where a number names a live area, any number does.
@@ -51,6 +60,12 @@ pub enum Op {
     WriteGuard(u32, usize, isize, u8),
     /// Frees a live area, and writes to a CPU's copy of it.
     FreeAndWrite(u32, usize, usize, u8),
+    /// So many of one kind at one go.
+    AllocateMany(Way, Request, usize),
+    /// So many live ones in order of their addresses, at one go.
+    FreeMany(Way, usize, usize),
+    /// The same, and behind so many of them what was freed lately, or in this very batch.
+    FreeManyAgain(Way, usize, usize, usize),
 }
 
 pub struct Run {
@@ -116,10 +131,7 @@ impl Run {
                 (0..count).for_each(|_| self.allocate(cpu, request));
             }
             Op::Free(cpu, index, count) => {
-                let first = self.nth_live(index).unwrap_or(0);
-                let areas = self.live.range(first..).take(count);
-                let areas: Vec<_> = areas.map(|(&at, _)| at).collect();
-                for address in areas {
+                for address in self.some_live(index, count) {
                     self.forget(address);
                     self.free_at(cpu, address).expect("it is live");
                 }
@@ -156,6 +168,28 @@ impl Run {
             }
             Op::WriteGuard(cpu, index, by, byte) => self.write_guard(cpu, index, by, byte),
             Op::FreeAndWrite(cpu, index, at, byte) => self.free_and_write(cpu, index, at, byte),
+            Op::AllocateMany(way, request, count) => self.allocate_many(way, request, count),
+            Op::FreeMany(way, index, count) => {
+                let batch = self.some_live(index, count);
+                for &address in &batch {
+                    self.forget(address);
+                }
+                self.free_many(way, &batch).expect("all are live");
+            }
+            Op::FreeManyAgain(way, index, count, behind) => {
+                let mut batch = self.some_live(index, count);
+                let behind = behind % (batch.len() + 1);
+                for &address in &batch[..behind] {
+                    self.forget(address);
+                }
+                let Some(nth) = index.checked_rem(self.freed.len()) else {
+                    return;
+                };
+                batch.insert(behind, self.freed[nth]);
+                let refused = self.free_many(way, &batch).expect_err("one is not live");
+                assert_eq!(refused.freed, behind, "{refused}");
+                Self::check_refused(refused.error, self.freed[nth]);
+            }
         }
     }
 
@@ -177,23 +211,70 @@ impl Run {
         self.live.keys().nth(nth).copied()
     }
 
+    /// So many live areas, in order of their addresses.
+    fn some_live(&self, index: usize, count: usize) -> Vec<usize> {
+        let first = self.nth_live(index).unwrap_or(0);
+        let areas = self.live.range(first..).take(count);
+        areas.map(|(&at, _)| at).collect()
+    }
+
     fn allocate(&mut self, cpu: u32, request: Request) {
-        let address = match self.pcpu.allocate_at(&self.seat(cpu), &request) {
-            Ok(address) => address,
-            Err(AllocError::Busy) => {
-                assert!(request.flags.contains(AllocFlags::TRY));
-                return;
+        match self.pcpu.allocate_at(&self.seat(cpu), &request) {
+            Ok(address) => self.take_over(address, &request),
+            Err(error) => self.check_alloc_error(&request, error),
+        }
+    }
+
+    /// All of them, or none.
+    fn allocate_many(&mut self, way: Way, request: Request, count: usize) {
+        let mut batch = vec![0; count];
+        let result = match way {
+            Way::At(cpu) => {
+                let seat = self.seat(cpu);
+                self.pcpu.allocate_many_at(&seat, &request, &mut batch)
             }
+            Way::Plain => self.pcpu.allocate_many(&request, &mut batch),
+        };
+        match result {
+            Ok(()) => {
+                for address in batch {
+                    self.take_over(address, &request);
+                }
+            }
+            Err(error) => self.check_alloc_error(&request, error),
+        }
+        // Each area lives, or none of them does.
+        self.look();
+    }
+
+    fn free_many(&self, way: Way, batch: &[usize]) -> Result<(), FreeManyError> {
+        let flags = FreeFlags::empty();
+        // SAFETY: areas of the run's, which it does not use any more; anything else is refused.
+        unsafe {
+            match way {
+                Way::At(cpu) => self.pcpu.free_many_at(&self.seat(cpu), batch, flags),
+                Way::Plain => self.pcpu.free_many(batch, flags),
+            }
+        }
+    }
+
+    /// Panics unless the model knows why a request was refused.
+    fn check_alloc_error(&self, request: &Request, error: AllocError) {
+        match error {
+            AllocError::Busy => assert!(request.flags.contains(AllocFlags::TRY)),
             // There is room for so many only.
-            Err(AllocError::Backing(_)) => return,
-            Err(error @ AllocError::TooLarge { limit_bytes, .. }) => {
+            AllocError::Backing(_) => {}
+            AllocError::TooLarge { limit_bytes, .. } => {
                 // Guards need room too.
                 assert!(matches!(self.front, Front::Hardened(..)), "{error}");
                 assert!(request.bytes > limit_bytes);
-                return;
             }
-            Err(error) => panic!("{error}"),
-        };
+            error => panic!("{error}"),
+        }
+    }
+
+    /// Looks at an area that was handed out, and fills it.
+    fn take_over(&mut self, address: usize, request: &Request) {
         let bytes = request.bytes;
         assert!(address.is_multiple_of(request.align.max(GRANULE_BYTES)));
         if let Some((&below, &len)) = self.live.range(..address + rounded(bytes)).next_back() {
@@ -260,6 +341,10 @@ impl Run {
         let error = self
             .free_at(cpu, address)
             .expect_err("nothing starts there");
+        Self::check_refused(error, address);
+    }
+
+    fn check_refused(error: FreeError, address: usize) {
         match error {
             FreeError::NotAllocated { address: at }
             | FreeError::Interior { address: at, .. }

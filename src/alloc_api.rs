@@ -347,7 +347,8 @@ pub fn alloc_percpu_in<T: FromZeros, D: Domain>() -> Result<PerCpuPtr<T, D>, All
     alloc_percpu_with(AllocFlags::empty())
 }
 
-/// [`alloc_percpu_in`] with flags. [`AllocFlags::NO_ZERO`] is ignored: a `T` needs its zeroes.
+/// [`alloc_percpu_in`] with flags. [`AllocFlags::NO_ZERO`] changes nothing: a `T` needs its zeroes. Memory that may hold anything is to
+/// be had by [`alloc_percpu_bytes`].
 ///
 /// # Errors
 /// As [`alloc_percpu_in`].

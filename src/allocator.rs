@@ -64,7 +64,7 @@ const SWEEP_DUE: u8 = 4;
 /// In the signs of an instance: there is a hook, or it is hardened. Caches are passed by.
 const WATCHED: u8 = 2;
 
-/// What an instance decides by itself, in numbers.
+/// What an instance decides by itself, in numbers. More may be added: take `..Policy::default()` for those that you do not set.
 ///
 /// ```
 /// use pcpu::allocator::Policy;

@@ -115,6 +115,7 @@ impl<D: Domain> fmt::Debug for Counter<D> {
 ///
 /// ```
 /// use pcpu::BatchCounter;
+/// use pcpu::counter::Limit;
 /// use std::cmp::Ordering;
 /// use std::num::NonZeroU32;
 ///
@@ -123,7 +124,7 @@ impl<D: Domain> fmt::Debug for Counter<D> {
 /// assert!(bytes.read().abs_diff(3000) <= bytes.error_bound());
 /// assert_eq!(bytes.sum(), 3000);
 /// assert_eq!(bytes.compare(3001), Ordering::Less);
-/// assert!(bytes.try_add_limited(10, 3005).is_err());
+/// assert!(bytes.try_add_limited(10, Limit(3005)).is_err());
 /// # Ok::<(), pcpu::AllocError>(())
 /// ```
 pub struct BatchCounter<
@@ -136,6 +137,11 @@ pub struct BatchCounter<
     bound: u32,
     deltas: Deltas<D>,
 }
+
+/// How far a value may go: the highest where something is added, the lowest where something is taken off. A type of its own, so that
+/// it is not taken for an amount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Limit(pub i64);
 
 /// Why [`BatchCounter::try_add_limited`] added nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,7 +262,8 @@ impl<D: Domain> BatchCounter<D> {
     ///
     /// # Errors
     /// [`LimitReached`]; nothing is added.
-    pub fn try_add_limited(&self, amount: i64, limit: i64) -> Result<(), LimitReached> {
+    pub fn try_add_limited(&self, amount: i64, limit: Limit) -> Result<(), LimitReached> {
+        let Limit(limit) = limit;
         let margin = i128::from(self.error_bound());
         let after = i128::from(self.read()) + i128::from(amount);
         let is_far = match amount {

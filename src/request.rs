@@ -18,7 +18,8 @@ bitflags! {
         const ATOMIC = 1 << 0;
         /// From the reserved region of the first chunk: static variables of modules.
         const RESERVED = 1 << 1;
-        /// The area need not be zero.
+        /// The area need not be zero. This allows what would cost less, and asks for nothing: calls that hand out values of a
+        /// type ([`alloc_percpu_with`](crate::alloc_percpu_with)) need the zeroes, and get them all the same.
         const NO_ZERO = 1 << 2;
         /// A refusal is expected: the event hook should stay quiet about it.
         const NO_WARN = 1 << 3;

@@ -184,6 +184,7 @@ impl fmt::Display for Stats {
 
 /// Which part of an instance a chunk report is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ChunkKind {
     /// The reserved region of the first chunk.
     FirstReserved,
@@ -201,8 +202,10 @@ pub struct ChunkStats {
     pub place: u32,
     /// What the chunk is.
     pub kind: ChunkKind,
-    /// Live areas.
+    /// Live areas. In [hardened mode](crate::hardened) those in quarantine are among them.
     pub areas: u32,
+    /// Areas that nobody has: they wait in CPUs' caches, or the caches' own tables are in them. They take room as live ones do.
+    pub idle_areas: u32,
     /// The largest area ever, in bytes.
     pub largest_ever_bytes: usize,
     /// Populated pages that no area touches.
@@ -228,7 +231,13 @@ pub struct ChunkStats {
 }
 
 impl ChunkStats {
-    pub(crate) fn of(place: u32, kind: ChunkKind, body: &Body) -> Self {
+    /// The figures of a chunk, of whose areas those are idle of which `is_idle` says so.
+    pub(crate) fn of(
+        place: u32,
+        kind: ChunkKind,
+        body: &Body,
+        is_idle: impl Fn(&Range<u32>) -> bool,
+    ) -> Self {
         let bytes = |granules: u32| granules as usize * GRANULE_BYTES;
         let last_area_end = body.map.areas().map(|area| area.end).last().unwrap_or(0);
         let frags = || {
@@ -237,12 +246,18 @@ impl ChunkStats {
                 .filter(|run| run.end <= last_area_end)
                 .map(|run| run.end - run.start)
         };
-        let (smallest, median, largest) =
-            three_sizes(|| body.map.areas().map(|area| area.end - area.start));
+        let live = || body.map.areas().filter(|area| !is_idle(area));
+        let (smallest, median, largest) = three_sizes(|| live().map(|area| area.end - area.start));
+        let (mut areas, mut idle_areas) = (0, 0);
+        walk_areas(body, &is_idle, |_, state| match state {
+            AreaState::Live => areas += 1,
+            AreaState::Idle => idle_areas += 1,
+        });
         Self {
             place,
             kind,
-            areas: body.areas,
+            areas,
+            idle_areas,
             largest_ever_bytes: bytes(body.largest),
             empty_pages: body.counts.empty,
             populated_pages: body.counts.populated,
@@ -279,6 +294,7 @@ impl fmt::Display for ChunkStats {
         writeln!(f, "chunk {}{kind}:", self.place)?;
         let rows = [
             ("nr_alloc", self.areas as usize),
+            ("nr_idle", self.idle_areas as usize),
             ("max_alloc_size", self.largest_ever_bytes),
             ("empty_pop_pages", self.empty_pages as usize),
             ("pop_pages", self.populated_pages as usize),
@@ -318,22 +334,34 @@ fn three_sizes<I: Iterator<Item = u32>>(sizes: impl Fn() -> I) -> (u32, u32, u32
 
 /// One thing in a chunk's map, in order of addresses. Offsets are bytes from the start of the unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MapItem {
     /// A live area.
     Area(Range<usize>),
+    /// An area that nobody has: it waits in a CPU's cache, or the caches' own tables are in it.
+    Idle(Range<usize>),
     /// A free run.
     Free(Range<usize>),
     /// Pages with memory.
     Populated(Range<usize>),
 }
 
-/// Reports what lies in a chunk: first its areas, then its free runs, then its populated pages.
-pub(crate) fn visit_map(body: &Body, page_bytes: usize, visit: &mut dyn FnMut(MapItem)) {
+/// Reports what lies in a chunk: first its areas, of which those are idle of which `is_idle` says so, then its free runs, then its
+/// populated pages.
+pub(crate) fn visit_map(
+    body: &Body,
+    page_bytes: usize,
+    is_idle: impl Fn(&Range<u32>) -> bool,
+    visit: &mut dyn FnMut(MapItem),
+) {
     let bytes =
         |granules: Range<u32>| body.byte_offset(granules.start)..body.byte_offset(granules.end);
-    body.map
-        .areas()
-        .for_each(|area| visit(MapItem::Area(bytes(area))));
+    walk_areas(body, &is_idle, |area, state| {
+        visit(match state {
+            AreaState::Live => MapItem::Area(bytes(area)),
+            AreaState::Idle => MapItem::Idle(bytes(area)),
+        });
+    });
     body.map
         .free_runs()
         .for_each(|run| visit(MapItem::Free(bytes(run))));
@@ -344,6 +372,49 @@ pub(crate) fn visit_map(body: &Body, page_bytes: usize, visit: &mut dyn FnMut(Ma
         visit(MapItem::Populated(
             first..body.unit_page(pages.end) as usize * page_bytes,
         ));
+    }
+}
+
+/// Whether somebody has an area.
+enum AreaState {
+    Live,
+    Idle,
+}
+
+/// Calls `visit` for every area, in order: for live ones, of which those are idle of which `is_idle` says so, and for those that
+/// were freed and are not free: they wait for the run that they belong to.
+fn walk_areas(
+    body: &Body,
+    is_idle: &impl Fn(&Range<u32>) -> bool,
+    mut visit: impl FnMut(Range<u32>, AreaState),
+) {
+    let map = &body.map;
+    let (mut areas, mut free) = (map.areas().peekable(), map.free_runs().peekable());
+    let mut at = map.region().start;
+    loop {
+        let start_of = |next: Option<&Range<u32>>| next.map_or(map.region().end, |next| next.start);
+        let (area_at, free_at) = (start_of(areas.peek()), start_of(free.peek()));
+        let end = area_at.min(free_at);
+        while at < end {
+            let next = (at + 1..end).find(|&granule| map.is_freed(granule));
+            let next = next.unwrap_or(end);
+            visit(at..next, AreaState::Idle);
+            at = next;
+        }
+        let next = match area_at < free_at {
+            true => areas.next().inspect(|area| {
+                let state = match is_idle(area) {
+                    true => AreaState::Idle,
+                    false => AreaState::Live,
+                };
+                visit(area.clone(), state);
+            }),
+            false => free.next(),
+        };
+        match next {
+            Some(next) => at = next.end,
+            None => break,
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::thread;
 
 use noise::Random;
 use pcpu::backing::sim::{Machine, Sim};
-use pcpu::counter::LimitReached;
+use pcpu::counter::{Limit, LimitReached};
 use pcpu::this_cpu::process::Method;
 use pcpu::unit::CpuId;
 use pcpu::{BatchCounter, Counter, Domain, Instance, PerCpuAllocator};
@@ -199,21 +199,21 @@ fn a_limit_holds_on_one_thread() {
     for size in [1, 2, 16, 1000] {
         let counter = BatchCounter::new(0, batch(size)).unwrap();
         let taken = (0..10_000)
-            .filter(|_| counter.try_add_limited(3, 1000).is_ok())
+            .filter(|_| counter.try_add_limited(3, Limit(1000)).is_ok())
             .count();
         assert_eq!(taken, 333);
         assert_eq!(
-            counter.try_add_limited(2, 1000),
+            counter.try_add_limited(2, Limit(1000)),
             Err(LimitReached {
                 amount: 2,
                 limit: 1000,
                 sum: 999
             })
         );
-        assert_eq!(counter.try_add_limited(1, 1000), Ok(()));
+        assert_eq!(counter.try_add_limited(1, Limit(1000)), Ok(()));
         assert_eq!(counter.sum(), 1000);
         let given_back = (0..10_000)
-            .filter(|_| counter.try_add_limited(-7, -1000).is_ok())
+            .filter(|_| counter.try_add_limited(-7, Limit(-1000)).is_ok())
             .count();
         assert_eq!(given_back, 285);
         assert_eq!(counter.sum(), 1000 - 285 * 7);
@@ -223,12 +223,12 @@ fn a_limit_holds_on_one_thread() {
 #[test]
 fn a_limit_at_the_end_of_the_numbers() {
     let counter = BatchCounter::new(i64::MAX - 5, batch(100)).unwrap();
-    assert_eq!(counter.try_add_limited(5, i64::MAX), Ok(()));
-    assert!(counter.try_add_limited(1, i64::MAX).is_err());
+    assert_eq!(counter.try_add_limited(5, Limit(i64::MAX)), Ok(()));
+    assert!(counter.try_add_limited(1, Limit(i64::MAX)).is_err());
     assert_eq!(counter.sum(), i64::MAX);
     let counter = BatchCounter::new(i64::MIN, batch(100)).unwrap();
-    assert!(counter.try_add_limited(-1, i64::MIN).is_err());
-    assert_eq!(counter.try_add_limited(i64::MAX, 0), Ok(()));
+    assert!(counter.try_add_limited(-1, Limit(i64::MIN)).is_err());
+    assert_eq!(counter.try_add_limited(i64::MAX, Limit(0)), Ok(()));
     assert_eq!(counter.sum(), -1);
 }
 
@@ -246,7 +246,7 @@ fn a_limit_under_a_storm() {
             let mut refusals = 0;
             while refusals < 100 {
                 let amount = 1 + random.below(MAX_AMOUNT as u64) as i64;
-                match counter.try_add_limited(amount, LIMIT) {
+                match counter.try_add_limited(amount, Limit(LIMIT)) {
                     Ok(()) => own += amount,
                     Err(_) => refusals += 1,
                 }

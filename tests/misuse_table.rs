@@ -3,6 +3,8 @@
 //! What is compared before and after each call: the counters but those of failures, the map of areas, free runs and
 //! populated pages of every chunk, and the contents of every live copy.
 
+#[path = "misuse_table/batches.rs"]
+mod batches;
 #[path = "common/copies.rs"]
 mod copies;
 #[path = "common/free.rs"]
@@ -475,14 +477,17 @@ fn wrong_policies_set_nothing_up() {
     walk("Setting up", rows, |_| {});
 }
 
+/// Nothing is to be found.
+struct Deaf;
+
+impl FindingHook for Deaf {
+    fn found(&self, finding: &Finding) {
+        panic!("{finding}");
+    }
+}
+
 #[test]
 fn wrong_calls_of_harden_change_nothing() {
-    struct Deaf;
-    impl FindingHook for Deaf {
-        fn found(&self, finding: &Finding) {
-            panic!("{finding}");
-        }
-    }
     let usual = Hardening::new(&Deaf);
     let harden = |prepare: &dyn Fn(&mut SimAllocator), hardening: Hardening| {
         let mut pcpu = small_machine(2).build().unwrap();

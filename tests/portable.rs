@@ -9,11 +9,12 @@ mod model_of_slots;
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU32;
 use std::thread;
 
 use pcpu::backing::sim::{Machine, Sim, SimAllocator};
 use pcpu::this_cpu::portable::Portable;
-use pcpu::this_cpu::{LocalOps, Pair, RemotePairs};
+use pcpu::this_cpu::{LocalOps, Pair, Put, RemotePairs};
 use pcpu::unit::CpuId;
 use pcpu::{
     CpuBuffer, CpuPair, CpuStack, Domain, Handle, Link, LocalBuffer, LocalPair, LocalStack, PerCpu,
@@ -192,4 +193,53 @@ fn buffers() {
     let taken: u64 = sums.iter().map(|sums| sums.1).sum();
     assert!(taken > 0);
     assert_eq!(appended, taken + left);
+}
+
+enum Partial {}
+
+// SAFETY: the instance is made once, and is no other domain's.
+unsafe impl Domain for Partial {
+    type Backing = Sim;
+    type Lock = parking_lot::RawMutex;
+    type Ops = Portable<Self>;
+
+    fn allocator() -> &'static SimAllocator {
+        static INSTANCE: OnceLock<SimAllocator> = OnceLock::new();
+        let machine = Machine::new(CPUS).online(1);
+        INSTANCE.get_or_init(|| machine.build().expect("a small machine"))
+    }
+
+    fn current_cpu() -> CpuId {
+        CpuId::new(CURRENT_CPU.get())
+    }
+}
+
+/// A CPU without memory has no run: it neither gets memory there, for that would be done with the lock held, nor another CPU's run.
+#[test]
+fn a_cpu_without_memory_has_no_slots() {
+    type Ops = Portable<Partial>;
+    const RUN: Pair = [0b1010, 7];
+    let [here, absent] = [0, 2].map(CpuId::new);
+    let pcpu = Partial::allocator();
+    let runs = PerCpu::<CpuPair<u64>, Partial>::new().expect("there is memory");
+    let at = runs.handle().neutral();
+    let gate = AtomicU32::new(0);
+    CURRENT_CPU.set(here.get());
+    runs.update(|_| RUN.into());
+    CURRENT_CPU.set(absent.get());
+    let calls = pcpu.backing().fallible_calls();
+    // SAFETY: the pair lives, and only this thread uses it.
+    unsafe {
+        assert_eq!(Ops::peek_pair(at), None);
+        assert_eq!(Ops::take_slot(at, 0, 0, &gate), None);
+        assert_eq!(Ops::put_slot(at, RUN[1], 1, &gate), Put::Elsewhere);
+        assert!(!Ops::replace_pair_gated(at, RUN, [0, 0], &gate));
+        assert!(!Ops::replace_pair_gated(at, [0, 0], RUN, &gate));
+    }
+    assert!(!pcpu.units().materialised().contains(absent));
+    assert_eq!(pcpu.backing().fallible_calls(), calls);
+    CURRENT_CPU.set(here.get());
+    // SAFETY: as above.
+    let kept = unsafe { Ops::peek_pair(at) };
+    assert_eq!(kept, Some(RUN), "nobody has touched it");
 }

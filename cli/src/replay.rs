@@ -1,7 +1,8 @@
 //! `pcpu replay`: runs recorded traces through the allocator on a simulated machine.
 //!
 //! A file is parsed, replayed once with every check on ([`pass::checked`]), which gives all figures but the time, and then
-//! `--repeat` times with nothing on but a clock ([`pass::timed`]). All memory is freed and given back after each pass.
+//! `--repeat` times with nothing on but a clock ([`pass::timed`]). All memory is freed and given back after each pass. With
+//! `--hardened` the same is done by a hardened instance first, and its cost is shown beside that of the other.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -20,8 +21,8 @@ pub mod player;
 pub mod report;
 
 use pass::Checked;
-use player::{Caches, Player, Setup, UpkeepPace, Zeroing};
-use report::Report;
+use player::{Caches, Mode, Player, Setup, UpkeepPace, Zeroing};
+use report::{Hardened, Report};
 
 /// The most CPUs of a simulated machine.
 const MAX_CPUS: u32 = pcpu::unit::MAX_CPUS;
@@ -48,6 +49,9 @@ pub struct ReplayArgs {
     /// Leave the per-CPU caches out
     #[arg(long)]
     no_cache: bool,
+    /// Replay in hardened mode, tell what it finds, and what it costs besides a usual replay
+    #[arg(long)]
+    hardened: bool,
     /// Time the trace so many times
     #[arg(long, value_name = "K", default_value = "1", allow_hyphen_values = true,
           value_parser = count::within(1..=1_000_000))]
@@ -88,14 +92,17 @@ pub fn run(args: &ReplayArgs) -> Result<(), CliError> {
         false => report::table(&reports, &setup),
     })?;
     let failed: u64 = reports.iter().map(|report| report.failed).sum();
-    match reports
+    if let Some(first) = reports
         .iter()
         .find_map(|report| report.first_failure.as_ref())
     {
-        None => Ok(()),
-        Some(first) => Err(CliError::Failed(format!(
+        return Err(CliError::Failed(format!(
             "{failed} requests failed, the first at {first}"
-        ))),
+        )));
+    }
+    match reports.iter().find_map(Report::first_finding) {
+        Some(first) => Err(CliError::Failed(first)),
+        None => Ok(()),
     }
 }
 
@@ -128,6 +135,10 @@ fn setup(args: &ReplayArgs) -> Result<Setup, CliError> {
             true => Caches::Off,
             false => Caches::On,
         },
+        mode: match args.hardened {
+            true => Mode::Hardened,
+            false => Mode::Usual,
+        },
         upkeep: match args.upkeep_every {
             Some(ops) => UpkeepPace::Every(ops),
             None => UpkeepPace::WhenDue,
@@ -139,14 +150,24 @@ fn replay(file: &Path, args: &ReplayArgs, setup: &Setup) -> Result<Report, CliEr
     let name = file.display().to_string();
     let script = Script::read(file)?;
     let mut out = args.placements.as_deref().map(create).transpose()?;
-    let progress = progress(&name, &script, args.repeat);
-    let mut player = Player::new(&name, &script, setup)?;
-
-    let checked = pass::checked(&mut player, |steps| progress.inc(steps))?;
-    player.empty()?;
-    let time = pass::timed(&mut player, args.repeat, || {
-        progress.inc(script.steps.len() as u64)
-    })?;
+    let progress = progress(&name, &script, args);
+    let play = |setup: &Setup| {
+        let mut player = Player::new(&name, &script, setup)?;
+        let checked = pass::checked(&mut player, |steps| progress.inc(steps))?;
+        player.empty()?;
+        let time = pass::timed(&mut player, args.repeat, || {
+            progress.inc(script.steps.len() as u64)
+        })?;
+        Ok::<_, CliError>((checked, time, player.findings()))
+    };
+    let (checked, time, findings) = play(setup)?;
+    let usual = match setup.mode {
+        Mode::Usual => None,
+        Mode::Hardened => Some(play(&Setup {
+            mode: Mode::Usual,
+            ..*setup
+        })?),
+    };
     progress.finish_and_clear();
 
     if let (Some(out), Some(path)) = (&mut out, &args.placements) {
@@ -158,7 +179,14 @@ fn replay(file: &Path, args: &ReplayArgs, setup: &Setup) -> Result<Report, CliEr
             CliError::Failed(format!("cannot write {}: {error}", path.display()))
         })?;
     }
-    Ok(Report::new(name, &script, checked, time, args.repeat))
+    let report = |checked, time| Report::new(name.clone(), &script, checked, time, args.repeat);
+    Ok(match usual {
+        None => report(checked, time),
+        Some((usual, usual_time, _)) => {
+            let hardened = Hardened::new(findings, &report(usual, usual_time));
+            report(checked, time).in_hardened_mode(hardened)
+        }
+    })
 }
 
 /// What a row of the placements has.
@@ -197,13 +225,14 @@ fn write_placements(out: &mut impl Write, checked: &Checked, columns: Columns) -
 }
 
 /// A bar on a terminal, nothing elsewhere.
-fn progress(name: &str, script: &Script, repeat: u32) -> ProgressBar {
+fn progress(name: &str, script: &Script, args: &ReplayArgs) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{msg} {bar:40} {percent:>3} % {elapsed}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(script.steps.len() as u64 * (1 + u64::from(repeat)))
+    let machines = 1 + u64::from(args.hardened);
+    ProgressBar::new(script.steps.len() as u64 * (1 + u64::from(args.repeat)) * machines)
         .with_style(style)
         .with_message(name.to_owned())
 }

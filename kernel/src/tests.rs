@@ -177,10 +177,9 @@ fn drain_all() {
 
 /// How many areas are allocated from the chunks and are nobody's: they lie in caches, or the allocator has them for itself.
 fn idle_areas() -> u64 {
-    let allocator = Kernel::allocator();
     let mut areas = 0;
-    allocator.visit_chunks(|chunk| areas += u64::from(chunk.areas));
-    areas - allocator.stats().live
+    Kernel::allocator().visit_chunks(|chunk| areas += u64::from(chunk.idle_areas));
+    areas
 }
 
 /// How many CPUs work at a time in [`by_turns`].

@@ -37,8 +37,8 @@ pub fn alloc_percpu_many_in<T: FromZeros, D: Domain, const N: usize>()
     Ok(addresses.map(|address| unsafe { PerCpuPtr::from_neutral_unchecked(address) }))
 }
 
-/// [`alloc_percpu_many_in`] for as many as `out` is long, with flags; returns `out`, filled. [`AllocFlags::NO_ZERO`] is ignored: a
-/// `T` needs its zeroes.
+/// [`alloc_percpu_many_in`] for as many as `out` is long, with flags; returns `out`, filled. [`AllocFlags::NO_ZERO`] changes nothing:
+/// a `T` needs its zeroes.
 ///
 /// ```
 /// use pcpu::{AllocFlags, CpuCell, Global, alloc_percpu_many_with, free_percpu_many};

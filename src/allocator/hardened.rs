@@ -84,6 +84,10 @@ impl<R: RawMutex> Hardened<R> {
         unsafe { self.ledger.force_unlock() };
     }
 
+    pub(super) fn event_hook(&self) -> Option<&'static dyn EventHook> {
+        self.ledger.lock().hook
+    }
+
     pub(super) fn set_event_hook(&self, hook: Option<&'static dyn EventHook>) {
         self.ledger.lock().hook = hook;
     }
@@ -216,7 +220,13 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         hardened: &Hardened<R>,
         request: &Request,
     ) -> Result<usize, AllocError> {
-        let Request { bytes, align, .. } = *request;
+        let size = self.check_hardened(request)?;
+        self.serve_hardened_checked(hardened, request, size)
+    }
+
+    /// [`check_request`](Self::check_request) in hardened mode.
+    pub(super) fn check_hardened(&self, request: &Request) -> Result<(u32, u32), AllocError> {
+        let bytes = request.bytes;
         let limit_bytes = self.policy.max_alloc_bytes;
         if bytes > limit_bytes {
             return Err(AllocError::TooLarge { bytes, limit_bytes });
@@ -227,7 +237,17 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             ..*request
         };
         let (_, align_granules) = self.check_request(&shorter)?;
-        let granules = bytes.div_ceil(GRANULE_BYTES) as u32;
+        Ok((bytes.div_ceil(GRANULE_BYTES) as u32, align_granules))
+    }
+
+    /// Serves a request in hardened mode that has been checked.
+    pub(super) fn serve_hardened_checked(
+        &self,
+        hardened: &Hardened<R>,
+        request: &Request,
+        (granules, align_granules): (u32, u32),
+    ) -> Result<usize, AllocError> {
+        let Request { bytes, align, .. } = *request;
         if request.flags.contains(AllocFlags::RESERVED) {
             return self.serve(request, granules, align_granules);
         }
@@ -240,8 +260,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
         let whole = Request {
             bytes: whole_bytes,
-            flags: request.flags | AllocFlags::from_bits_retain(TOLD_APART),
-            ..*request
+            ..told_apart(request)
         };
         let is_try = request.flags.contains(AllocFlags::TRY);
         let ledger = hardened.lock(is_try).ok_or(AllocError::Busy)?;
@@ -282,17 +301,40 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         });
         let hook = ledger.hook;
         drop(ledger);
-        if let (Some(hook), Some(at)) = (hook, self.locate(address)) {
-            hook.event(&Event::Alloc {
-                address,
-                bytes,
-                align,
-                flags: request.flags,
-                owner: request.owner,
-                at,
-            });
+        if let Some(hook) = hook
+            && !is_told_apart(request.flags)
+        {
+            self.tell_alloc(hook, request, address);
         }
         Ok(address)
+    }
+
+    /// Gives an area back that nobody was told of, and uncounts it: it does not go through quarantine. Not for who may only try.
+    #[cold]
+    pub(super) fn undo_hardened(&self, hardened: &Hardened<R>, request: &Request, address: usize) {
+        let mut ledger = hardened.ledger.lock();
+        let (start, whole_bytes) = match ledger.find(address) {
+            Some(record) if record.fate == Fate::Live => {
+                self.check_area(hardened, &record);
+                ledger.remove(address);
+                let start = address - record.front_bytes;
+                (start, whole_bytes(&record, hardened.guard_bytes))
+            }
+            // Somebody has freed it who had it before.
+            Some(_) => return,
+            // Of the reserved region.
+            None => (address, rounded(request.bytes)),
+        };
+        drop(ledger);
+        let flags = request.free_flags() | FreeFlags::from_bits_retain(TOLD_APART);
+        let taken_back = self.locate(start).is_some_and(|at| {
+            let taken_back = self.take_back_at_once(start, flags, at);
+            taken_back.is_ok()
+        });
+        if taken_back {
+            let mut state = self.state.lock();
+            state.stats.uncount_allocs(1, whole_bytes);
+        }
     }
 
     /// Frees an area of the dynamic regions in hardened mode.

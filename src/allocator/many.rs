@@ -65,7 +65,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// It costs less than as many calls of [`allocate`](Self::allocate): the lock is taken once where memory that is there has room,
     /// and areas that come to lie one behind the other are zeroed together.
     ///
-    /// In [hardened mode](crate::hardened) areas have guards between them, and are made and, where it fails, freed one by one.
+    /// In [hardened mode](crate::hardened) areas have guards between them, and are made one by one.
     ///
     /// ```
     /// use pcpu::backing::sim::Machine;
@@ -360,27 +360,36 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         request: &Request,
         out: &mut [usize],
     ) -> Result<(), AllocError> {
+        if let [only] = out {
+            *only = self.serve_hardened(hardened, request)?;
+            return Ok(());
+        }
         // What has been allocated could not be freed for certain.
-        if request.flags.contains(AllocFlags::TRY) && out.len() > 1 {
+        if request.flags.contains(AllocFlags::TRY) {
             return Err(AllocError::Busy);
         }
+        let size = self.check_hardened(request)?;
+        let single = told_apart(request);
         for index in 0..out.len() {
-            match self.serve_hardened(hardened, request) {
+            match self.serve_hardened_checked(hardened, &single, size) {
                 Ok(address) => out[index] = address,
                 Err(error) => {
                     for &address in &out[..index] {
-                        let freed = self.take_back(address, request.free_flags());
-                        debug_assert_eq!(freed, Ok(()));
+                        self.undo_hardened(hardened, request, address);
                     }
                     return Err(error);
                 }
             }
         }
+        if let Some(hook) = hardened.event_hook() {
+            out.iter()
+                .for_each(|&address| self.tell_alloc(hook, request, address));
+        }
         Ok(())
     }
 
     #[cold]
-    fn tell_alloc(&self, hook: &dyn EventHook, request: &Request, address: usize) {
+    pub(super) fn tell_alloc(&self, hook: &dyn EventHook, request: &Request, address: usize) {
         if let Some(at) = self.locate(address) {
             hook.event(&Event::Alloc {
                 address,

@@ -1,5 +1,6 @@
 //! Questions about an instance: what an address is, what the counters say, what lies where.
 
+use core::ops::Range;
 use core::ptr::NonNull;
 
 use lock_api::{MutexGuard, RawMutex};
@@ -8,12 +9,12 @@ use super::PerCpuAllocator;
 use super::hardened::Hardened;
 use super::state::State;
 use crate::backing::Backing;
-use crate::chunk::Chunk;
+use crate::chunk::{Body, Chunk};
 use crate::places::Place;
 use crate::stats::{ChunkKind, ChunkStats, MapItem, Stats, visit_map};
 use crate::unit::{CpuId, GRANULE_BYTES};
 
-/// A region of the per-CPU memory.
+/// A region of the per-CPU memory. There are these three: they are what a unit is divided into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Region {
     /// Static variables of the kernel or program.
@@ -165,24 +166,27 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     pub fn visit_chunks(&self, mut visit: impl FnMut(&ChunkStats)) {
         let state = self.swept();
         for (chunk, place, kind) in self.chunks(&state) {
-            visit(&ChunkStats::of(place, kind, state.body(chunk)));
+            let body = state.body(chunk);
+            visit(&ChunkStats::of(place, kind, body, self.idle(place, body)));
         }
     }
 
-    /// Reports what lies in every chunk: its areas, its free runs, its populated pages. The lock is held meanwhile:
+    /// Reports what lies in every chunk: its areas, live ones and those that nobody has, its free runs, its populated pages. The lock is held meanwhile:
     /// `visit` must not call the instance.
     pub fn visit_map(&self, mut visit: impl FnMut(u32, MapItem)) {
         let state = self.swept();
         for (chunk, place, _) in self.chunks(&state) {
-            visit_map(
-                state.body(chunk),
-                self.geometry.sizes.page_bytes(),
-                &mut |item| match &item {
-                    MapItem::Area(area) if self.is_own(self.neutral(place) + area.start) => {}
-                    _ => visit(place, item),
-                },
-            );
+            let body = state.body(chunk);
+            let page_bytes = self.geometry.sizes.page_bytes();
+            visit_map(body, page_bytes, self.idle(place, body), &mut |item| {
+                visit(place, item)
+            });
         }
+    }
+
+    /// Which areas of a chunk nobody has.
+    fn idle(&self, place: u32, body: &Body) -> impl Fn(&Range<u32>) -> bool {
+        move |area| self.is_own(self.neutral(place) + body.byte_offset(area.start))
     }
 
     fn chunks<'a>(

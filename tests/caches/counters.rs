@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use pcpu::backing::sim::SimAllocator;
-use pcpu::stats::{SIZE_CLASSES, Stats};
+use pcpu::stats::{MapItem, SIZE_CLASSES, Stats};
 use pcpu::unit::GRANULE_BYTES;
 use pcpu::{FreeFlags, Request};
 
-use crate::machine::{free_at, live_areas, seats, with_caches};
-use crate::small::small_machine;
+use crate::machine::{REQUEST, SLOTS, free_at, live_areas, seats, with_caches};
+use crate::small::{UNIT_BYTES, small_machine};
 
 /// Counts as one does on paper.
 #[derive(Default)]
@@ -105,5 +105,72 @@ fn counters_are_those_of_a_model() {
         let stats = pcpu.stats();
         assert_eq!((stats.populated_pages, stats.chunks), (first_pages, 1));
         assert_eq!(pcpu.backing().reserved_chunks(), []);
+    }
+}
+
+/// Live areas, areas that nobody has, and free runs fill every chunk; what idles is counted as such, chunk by chunk.
+#[test]
+fn maps_tell_what_idles() {
+    let pcpu = with_caches(&small_machine(2));
+    let seats = seats(&pcpu, 2);
+    let areas = [(); 5].map(|()| pcpu.allocate_at(&seats[0], &REQUEST).unwrap());
+    // By its own CPU: into the run; by another one: it waits for the run.
+    free_at(&pcpu, &seats[0], areas[0]).unwrap();
+    free_at(&pcpu, &seats[1], areas[3]).unwrap();
+    free_at(&pcpu, &seats[1], areas[4]).unwrap();
+    let long = pcpu.allocate(&Request::new(20_000, 8)).unwrap();
+
+    let mut fills: BTreeMap<(u32, usize), usize> = BTreeMap::new();
+    let mut counted: BTreeMap<u32, (u32, u32, usize)> = BTreeMap::new();
+    pcpu.visit_map(|place, item| {
+        let of_chunk = counted.entry(place).or_default();
+        let range = match item {
+            MapItem::Area(range) => {
+                of_chunk.0 += 1;
+                range
+            }
+            MapItem::Idle(range) => {
+                of_chunk.1 += 1;
+                of_chunk.2 += range.len();
+                range
+            }
+            MapItem::Free(range) => range,
+            _ => return,
+        };
+        assert_eq!(fills.insert((place, range.start), range.end), None);
+    });
+    let regions = pcpu.sizes().regions();
+    let mut at = (0, regions.reserved.start);
+    for ((place, start), end) in fills {
+        if place != at.0 {
+            assert_eq!(at, (0, regions.dynamic.end));
+            at = (place, 0);
+        }
+        assert_eq!((place, start), at);
+        at = (place, end);
+    }
+    assert_eq!(at, (1, UNIT_BYTES));
+
+    // The run's other areas, two that wait, and the tables.
+    let idle = SLOTS as u32 - 4 + 2 + 1;
+    assert_eq!(counted[&0], (2, idle, (idle as usize - 1) * 64 + 1024));
+    assert_eq!(counted[&1], (1, 0, 0));
+    let mut figures = BTreeMap::new();
+    pcpu.visit_chunks(|chunk| {
+        let of_chunk: &mut (u32, u32) = figures.entry(chunk.place).or_default();
+        *of_chunk = (of_chunk.0 + chunk.areas, of_chunk.1 + chunk.idle_areas);
+        assert!(
+            chunk.place != 0 || chunk.largest_bytes <= 64,
+            "the tables are nobody's"
+        );
+    });
+    assert_eq!(figures, BTreeMap::from([(0, (2, idle)), (1, (1, 0))]));
+    assert_eq!(pcpu.stats().live, 3);
+    pcpu.drain(&seats[0]);
+    let mut idle = 0;
+    pcpu.visit_chunks(|chunk| idle += chunk.idle_areas);
+    assert_eq!(idle, 1, "the tables alone");
+    for address in [areas[1], areas[2], long] {
+        free_at(&pcpu, &seats[0], address).unwrap();
     }
 }

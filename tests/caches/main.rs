@@ -9,6 +9,8 @@ mod copies;
 #[cfg(target_os = "linux")]
 #[path = "../common/crew.rs"]
 mod crew;
+#[path = "../common/free.rs"]
+mod free;
 #[path = "../common/small.rs"]
 mod small;
 #[path = "../common/told.rs"]
@@ -22,6 +24,7 @@ mod races;
 mod sharing;
 mod stashes;
 mod storm;
+mod sweeps;
 #[cfg(target_os = "linux")]
 mod threads;
 mod wrong_frees;

@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::Barrier;
 use std::thread;
 
-use pcpu::FreeError;
 use pcpu::backing::sim::SimAllocator;
+use pcpu::stats::{Event, EventHook};
+use pcpu::{FreeError, FreeFlags};
 
+use crate::free::FreeArea;
 use crate::machine::{REQUEST, SLOTS, Watched, free_at, seat, with_caches};
 use crate::small::small_machine;
 
@@ -44,6 +46,60 @@ fn freed_by_another_cpu_on_the_way_into_the_run() {
     allocate(&pcpu, 0, 3 * SLOTS, &mut live);
     let late_errors = pcpu.stats().late_errors;
     assert_eq!(u64::from(is_told) + late_errors, 1);
+}
+
+static MARKED: Barrier = Barrier::new(2);
+static PUT: Barrier = Barrier::new(2);
+
+/// Holds whoever frees up when the area is marked, until it was put into its run.
+struct BetweenMarkAndLook;
+
+impl EventHook for BetweenMarkAndLook {
+    fn event(&self, event: &Event) {
+        if let Event::Free { .. } = event {
+            MARKED.wait();
+            PUT.wait();
+        }
+    }
+}
+
+/// The area's own CPU puts it back when another one, which does not say where it is, has marked it and has not looked at the run
+/// again: the mark is taken back, and who made it is told.
+#[test]
+fn put_by_its_cpu_when_another_has_marked_it() {
+    let pcpu = &with_caches(&small_machine(2));
+    let mut live = BTreeSet::new();
+    allocate(pcpu, 0, SLOTS - 1, &mut live);
+    let freed = live.pop_first().unwrap();
+    let begin = &Barrier::new(2);
+    thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            begin.wait();
+            pcpu.free_area(freed, FreeFlags::empty())
+        });
+        let owner = Watched::new(seat(pcpu, 0), || {
+            pcpu.set_event_hook(Some(&BetweenMarkAndLook));
+            begin.wait();
+            MARKED.wait();
+        });
+        assert_eq!(free_at(pcpu, &owner, freed), Ok(()));
+        PUT.wait();
+        let address = freed;
+        let told = other.join().unwrap();
+        assert_eq!(told, Err(FreeError::NotAllocated { address }));
+    });
+    pcpu.set_event_hook(None);
+    let stats = pcpu.stats();
+    assert_eq!((stats.live, stats.late_errors), (SLOTS as u64 - 2, 1));
+    // It is handed out once, is whoever's it is then, and can be freed.
+    allocate(pcpu, 0, SLOTS, &mut live);
+    allocate(pcpu, 1, SLOTS, &mut live);
+    assert!(live.contains(&freed));
+    assert_eq!(pcpu.area_bytes(freed), Some(64));
+    for address in live {
+        assert_eq!(free_at(pcpu, &seat(pcpu, 0), address), Ok(()));
+    }
+    assert_eq!((pcpu.stats().live, pcpu.stats().late_errors), (0, 1));
 }
 
 /// Two threads, each on a CPU of its own; neither owns the area, or one of them does.

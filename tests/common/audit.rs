@@ -218,7 +218,10 @@ fn sections(pcpu: &SimAllocator) -> Vec<Section> {
         enter(place, 0..sizes.unit_bytes());
     }
     for (place, item) in items {
-        let (MapItem::Area(range) | MapItem::Free(range) | MapItem::Populated(range)) = &item;
+        let (MapItem::Area(range) | MapItem::Free(range) | MapItem::Populated(range)) = &item
+        else {
+            panic!("{item:?}, and there are no caches");
+        };
         for (_, section) in found.range_mut((place, 0)..(place + 1, 0)) {
             let inside = range.start.max(section.region.start)..range.end.min(section.region.end);
             if inside.is_empty() {
@@ -233,6 +236,7 @@ fn sections(pcpu: &SimAllocator) -> Vec<Section> {
                     let pages = inside.start / page_bytes..inside.end.div_ceil(page_bytes);
                     section.pages.extend(pages.map(|page| page as u32));
                 }
+                _ => unreachable!("seen above"),
             }
         }
     }

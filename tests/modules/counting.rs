@@ -82,6 +82,10 @@ functions! {
     make() -> usize;
     /// Ends it.
     unmake(variable: usize) -> u64;
+    /// Whether batches are served, and refused rightly.
+    makes_many() -> bool;
+    /// Whether they are freed up to a wrong address.
+    frees_many() -> bool;
     /// Whether errors come through.
     is_refused_rightly() -> bool;
     /// Panics.

@@ -191,3 +191,19 @@ fn a_library_allocates_from_the_host() {
         assert_eq!(global().stats().live, live_before);
     });
 }
+
+/// A host serves a library's batches one by one: all of them or none all the same.
+#[test]
+fn it_makes_several_at_one_go() {
+    alone("lives::it_makes_several_at_one_go", || {
+        let library = counting(Build::Unloadable, 0);
+        let before = global().stats();
+        assert!(library.makes_many());
+        let after = global().stats();
+        assert_eq!(after.live, before.live, "something is left of a batch");
+        assert_eq!(after.live_sizes, before.live_sizes);
+        assert!(library.frees_many());
+        assert_eq!(global().stats().live, before.live);
+        assert_eq!(global().stats().late_errors, 0);
+    });
+}

@@ -14,6 +14,9 @@ const WINDOW: usize = 1 << 30;
 /// A page of a window: where, and which frame.
 type Pages = BTreeMap<usize, u64>;
 
+/// An entry of a table: its number, where it leads to, whether that can be written to.
+pub type Leaf = (usize, u64, bool);
+
 impl Machine<'_, '_> {
     /// The first address of a CPU's window.
     pub fn window_of(&self, cpu: CpuId) -> usize {
@@ -137,6 +140,30 @@ impl Machine<'_, '_> {
                 .load(std::sync::atomic::Ordering::Relaxed),
             0
         );
+    }
+
+    /// What stands in each table of the CPUs' windows, by the tables' frames: what a call that is undone leaves as it was.
+    pub fn tables_of_cpus(&self) -> BTreeMap<u64, Vec<Leaf>> {
+        let mmu = &self.host.mmu;
+        let entries = |table: u64| -> Vec<Leaf> {
+            let entry = |index| Some((index, mmu.entry(table, index)?));
+            let entries = (0..512).filter_map(entry);
+            entries
+                .map(|(index, entry)| (index, entry.frame, entry.is_writable))
+                .collect()
+        };
+        let mut tables = BTreeMap::new();
+        for window in mmu.window.clone().step_by(WINDOW).skip(1) {
+            let upper = mmu.entry(mmu.level_4(), window >> 39 & 511);
+            let directory = upper.and_then(|upper| mmu.entry(upper.frame, window >> 30 & 511));
+            let Some(directory) = directory else { continue };
+            let directory = directory.frame;
+            for (_, table, _) in entries(directory) {
+                tables.entry(table).or_insert_with(|| entries(table));
+            }
+            tables.insert(directory, entries(directory));
+        }
+        tables
     }
 
     /// The pages of a CPU that is up, as bytes of its window.

@@ -9,7 +9,7 @@ use pcpu::{AllocError, AllocFlags, CpuError, FreeFlags, Request};
 
 use crate::copies::{assert_stamped, assert_zero, stamp, stamp_one};
 use crate::free::FreeArea;
-use crate::machine::{BASE, Machine, Shape};
+use crate::machine::{BASE, Front, Machine, Shape};
 
 const SHAPE: Shape = Shape {
     cpus: 4,
@@ -21,6 +21,7 @@ const SHAPE: Shape = Shape {
     reserved_bytes: 2048,
     frames_of_a_node: 4000,
     max_chunks: u32::MAX,
+    front: Front::Nothing,
 };
 
 #[derive(Debug, Clone, Copy)]

@@ -6,6 +6,7 @@ use parking_lot::RawMutex;
 use pcpu::PerCpuAllocator;
 use pcpu::allocator::Policy;
 use pcpu::backing::paging::{Paging, PagingSetup};
+use pcpu::hardened::{Finding, FindingHook, Hardening};
 use pcpu::unit::{
     CpuId, EvenNodes, FirstChunkSpec, LayoutError, NodeId, Template, Topology, UnitPlan,
     storage_words,
@@ -21,6 +22,23 @@ pub type Allocator<'p, 'h> = PerCpuAllocator<&'p Backing<'h>, RawMutex>;
 /// Where the template is taken to be.
 pub const BASE: usize = 0x40_0000;
 
+/// What stands before the allocator itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Front {
+    Nothing,
+    Caches,
+    Hardened,
+}
+
+/// Nothing is to be found.
+struct Deaf;
+
+impl FindingHook for Deaf {
+    fn found(&self, finding: &Finding) {
+        panic!("{finding}");
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     pub cpus: u32,
@@ -32,6 +50,7 @@ pub struct Shape {
     pub reserved_bytes: usize,
     pub frames_of_a_node: u64,
     pub max_chunks: u32,
+    pub front: Front,
 }
 
 impl Default for Shape {
@@ -45,6 +64,7 @@ impl Default for Shape {
             reserved_bytes: 2048,
             frames_of_a_node: 4000,
             max_chunks: u32::MAX,
+            front: Front::Nothing,
         }
     }
 }
@@ -181,7 +201,12 @@ impl Shape {
                 // SAFETY: the first chunk lies in the windows of the backing, which the instance uses alone.
                 let pcpu =
                     unsafe { PerCpuAllocator::new(&paging, &first_chunk, Policy::default()) };
-                pcpu.map_err(<Box<dyn Error>>::from).and_then(|pcpu| {
+                pcpu.map_err(<Box<dyn Error>>::from).and_then(|mut pcpu| {
+                    match self.front {
+                        Front::Nothing => {}
+                        Front::Caches => pcpu.enable_caches()?,
+                        Front::Hardened => pcpu.harden(Hardening::new(&Deaf))?,
+                    }
                     for cpu in (0..self.online).map(CpuId::new) {
                         pcpu.bring_up(cpu)?;
                     }

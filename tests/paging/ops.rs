@@ -9,7 +9,7 @@ use pcpu::unit::CpuId;
 use pcpu::{CpuCell, Domain, Instance, LocalCell, PerCpu, PerCpuAllocator, RemoteCell};
 
 use crate::host::Host;
-use crate::machine::{Backing, Shape};
+use crate::machine::{Backing, Front, Shape};
 
 const SHAPE: Shape = Shape {
     cpus: 4,
@@ -20,6 +20,7 @@ const SHAPE: Shape = Shape {
     reserved_bytes: 0,
     frames_of_a_node: 2000,
     max_chunks: u32::MAX,
+    front: Front::Nothing,
 };
 
 enum Kernel {}

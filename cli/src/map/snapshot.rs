@@ -30,6 +30,8 @@ pub struct Snapshot {
 pub struct ChunkMap {
     /// Live areas, in order.
     pub areas: Vec<Range<usize>>,
+    /// Areas that wait in caches, in order.
+    pub idle: Vec<Range<usize>>,
     /// Pages with memory, as ranges of bytes. Those of the static region are not among them.
     populated: Vec<Range<usize>>,
 }
@@ -60,8 +62,9 @@ impl Snapshot {
             let chunk = chunks.entry(place).or_default();
             match item {
                 MapItem::Area(area) => chunk.areas.push(area),
+                MapItem::Idle(area) => chunk.idle.push(area),
                 MapItem::Populated(pages) => chunk.populated.push(pages),
-                MapItem::Free(_) => {}
+                _ => {}
             }
         });
         let regions = sizes.regions();
@@ -81,9 +84,10 @@ impl Snapshot {
         let populated = self.chunks.keys().map(|&place| self.nr_populated(place));
         let pages: usize = populated.sum();
         let live: usize = self.chunks.values().map(ChunkMap::live_bytes).sum();
+        let idle: usize = self.chunks.values().map(ChunkMap::idle_bytes).sum();
         let populated_bytes = pages * self.page_bytes - self.static_vars.len();
         let figures = format!(
-            "{} CPUs; each has {} chunks with {pages} pages, {live} bytes are live: {:.1} % of what is populated for them",
+            "{} CPUs; each has {} chunks with {pages} pages, {live} bytes are live: {:.1} % of what is populated for them; {idle} idle in caches",
             self.cpus,
             self.chunks.len(),
             100.0 * live as f64 / populated_bytes as f64
@@ -128,20 +132,29 @@ impl ChunkMap {
         self.areas.iter().map(Range::len).sum()
     }
 
-    /// The parts of live areas within `bytes`.
-    pub fn areas_within(&self, bytes: Range<usize>) -> impl Iterator<Item = &Range<usize>> {
-        let first = self.areas.partition_point(|area| area.end <= bytes.start);
-        self.areas[first..]
-            .iter()
-            .take_while(move |area| area.start < bytes.end)
+    /// Bytes of areas that wait in caches.
+    pub fn idle_bytes(&self) -> usize {
+        self.idle.iter().map(Range::len).sum()
     }
 
     /// How many of `bytes` are live.
     pub fn used_bytes(&self, bytes: Range<usize>) -> usize {
-        self.areas_within(bytes.clone())
-            .map(|area| overlap(area, &bytes))
-            .sum()
+        bytes_within(&self.areas, &bytes)
     }
+
+    /// How many of `bytes` idle in caches.
+    pub fn idle_bytes_within(&self, bytes: Range<usize>) -> usize {
+        bytes_within(&self.idle, &bytes)
+    }
+}
+
+/// How many of `bytes` are in some areas, which are in order.
+fn bytes_within(areas: &[Range<usize>], bytes: &Range<usize>) -> usize {
+    let first = areas.partition_point(|area| area.end <= bytes.start);
+    let areas = areas[first..]
+        .iter()
+        .take_while(|area| area.start < bytes.end);
+    areas.map(|area| overlap(area, bytes)).sum()
 }
 
 fn overlap(a: &Range<usize>, b: &Range<usize>) -> usize {

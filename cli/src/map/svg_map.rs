@@ -34,6 +34,8 @@ const FAINT_INK: &str = "#66727f";
 const FREE: &str = "#e4e8ec";
 const STATIC: &str = "#9aa5b1";
 const RESERVED: &str = "#b9c7d8";
+/// What nobody has and is not free.
+const IDLE: &str = "#c5ccd3";
 
 /// Size classes: the largest size in bytes, the colour, the words in the legend.
 const CLASSES: [(usize, &str, &str); 6] = [
@@ -153,6 +155,13 @@ fn chunk(snapshot: &Snapshot, place: u32, top: f64) -> Group {
             group = group.add(path);
         }
     }
+    let mut idle = String::new();
+    for area in &map.idle {
+        draw(&mut idle, snapshot, area.clone(), top);
+    }
+    if !idle.is_empty() {
+        group = group.add(Path::new().set("d", idle).set("fill", IDLE));
+    }
     for (class, &(_, colour, _)) in CLASSES.iter().enumerate() {
         let mut path = String::new();
         for run in runs_of_class(&map.areas, class) {
@@ -266,6 +275,7 @@ fn legend(y: f64) -> Group {
         ("url(#reserved)", "reserved"),
         ("none", "no memory"),
         (FREE, "free"),
+        (IDLE, "idle in caches"),
     ];
     let classes = CLASSES.iter().map(|&(_, colour, words)| (colour, words));
     let mut group = Group::new();

@@ -5,6 +5,8 @@ use super::snapshot::{PageKind, Snapshot};
 /// How full a page is, in eighths; a page with anything on it is never shown as empty.
 const SHARES: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 const EMPTY: char = '·';
+/// A page of which only caches have something.
+const IDLE: char = '○';
 const STATIC: char = 'S';
 const RESERVED: char = 'R';
 const UNPOPULATED: char = ' ';
@@ -26,17 +28,20 @@ pub fn text(snapshot: &Snapshot) -> String {
     let shares: String = SHARES.iter().collect();
     text + &format!(
         "A line is a chunk, a character is a page of {} bytes: {STATIC} static variables, {RESERVED} reserved, not used,\n\
-         {shares} share in use, {EMPTY} populated and empty, blank: no memory.\n",
+         {shares} share in use, {IDLE} idle in caches only, {EMPTY} populated and empty, blank: no memory.\n",
         snapshot.page_bytes
     )
 }
 
 fn character(snapshot: &Snapshot, place: u32, page: usize) -> char {
-    let used_bytes = snapshot.chunks[&place].used_bytes(snapshot.page(page));
+    let chunk = &snapshot.chunks[&place];
+    let used_bytes = chunk.used_bytes(snapshot.page(page));
+    let idle_bytes = chunk.idle_bytes_within(snapshot.page(page));
     match (snapshot.kind(place, page), used_bytes) {
         (PageKind::Static, _) => STATIC,
         (PageKind::Reserved, 0) => RESERVED,
         (PageKind::Unpopulated, _) => UNPOPULATED,
+        (PageKind::Populated, 0) if idle_bytes > 0 => IDLE,
         (PageKind::Populated, 0) => EMPTY,
         (PageKind::Populated | PageKind::Reserved, used) => {
             SHARES[(used * SHARES.len()).div_ceil(snapshot.page_bytes) - 1]

@@ -99,8 +99,9 @@ fn is_zero(copy: usize, bytes: usize) -> bool {
 pub fn dirty(pcpu: &SimAllocator, area: Area) {
     for cpu in pcpu.units().possible().iter() {
         if let Ok(copy) = pcpu.per_cpu_address(area.address, cpu) {
+            let copy = ptr::with_exposed_provenance_mut::<u8>(copy);
             // SAFETY: as in `is_zero`; no reference to the copy exists.
-            unsafe { ptr::with_exposed_provenance_mut::<u8>(copy).write_bytes(DIRT, area.bytes) };
+            unsafe { copy.write_bytes(DIRT, area.asked_bytes) };
         }
     }
 }

@@ -1,7 +1,11 @@
 //! The machine of a replay, and one step of a script on it.
 
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use pcpu::backing::sim::{Machine, SimAllocator};
 use pcpu::cache::LockedSeat;
+use pcpu::hardened::{Finding, FindingHook, Hardening};
 use pcpu::unit::{CpuId, GRANULE_BYTES};
 use pcpu::{AllocError, AllocFlags, FreeError, FreeFlags, Request};
 
@@ -27,6 +31,41 @@ pub enum Caches {
     Off,
 }
 
+/// Whether the instance is hardened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It is as others are.
+    Usual,
+    /// It has guards, quarantine and poison, and no caches.
+    Hardened,
+}
+
+/// What a hardened instance has found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    count: AtomicU64,
+    first: OnceLock<Finding>,
+}
+
+impl Findings {
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// The first of them, in words.
+    pub fn first(&self) -> Option<String> {
+        self.first.get().map(Finding::to_string)
+    }
+}
+
+impl FindingHook for Findings {
+    fn found(&self, finding: &Finding) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.first.get_or_init(|| *finding);
+    }
+}
+
 /// How often the upkeep runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpkeepPace {
@@ -47,6 +86,8 @@ pub struct Setup {
     pub zeroing: Zeroing,
     /// Whether every CPU has a cache.
     pub caches: Caches,
+    /// Whether the instance is hardened.
+    pub mode: Mode,
     /// How often the upkeep runs.
     pub upkeep: UpkeepPace,
 }
@@ -59,6 +100,7 @@ impl Default for Setup {
             nodes: 1,
             zeroing: Zeroing::On,
             caches: Caches::On,
+            mode: Mode::Usual,
             upkeep: UpkeepPace::WhenDue,
         }
     }
@@ -71,6 +113,8 @@ pub struct Area {
     pub address: usize,
     /// Its size, rounded up to the grain.
     pub bytes: usize,
+    /// How much of it was asked for. What it was rounded up by belongs to a guard in hardened mode.
+    pub asked_bytes: usize,
     flags: FreeFlags,
 }
 
@@ -79,6 +123,7 @@ impl Area {
     fn new(address: usize, request: &Request) -> Self {
         Self {
             address,
+            asked_bytes: request.bytes,
             bytes: request.bytes.next_multiple_of(GRANULE_BYTES),
             flags: match request.flags.contains(AllocFlags::RESERVED) {
                 true => FreeFlags::RESERVED,
@@ -118,6 +163,7 @@ pub struct Player<'s> {
     /// The CPUs, as the allocator's caches know them.
     seats: Vec<LockedSeat>,
     setup: Setup,
+    findings: &'static Findings,
     /// Live areas by their numbers.
     areas: Vec<Option<Area>>,
     ops_since_upkeep: u32,
@@ -136,6 +182,12 @@ impl<'s> Player<'s> {
             .nodes(setup.nodes)
             .build()
             .map_err(|error| failed(error.to_string()))?;
+        // One for each file, for as long as the program runs.
+        let findings: &Findings = Box::leak(Box::default());
+        if setup.mode == Mode::Hardened {
+            pcpu.harden(Hardening::new(findings))
+                .map_err(|error| failed(error.to_string()))?;
+        }
         if setup.caches == Caches::On {
             pcpu.enable_caches()
                 .map_err(|error| failed(error.to_string()))?;
@@ -150,9 +202,15 @@ impl<'s> Player<'s> {
             pcpu,
             seats,
             setup: *setup,
+            findings,
             areas: vec![None; script.areas as usize],
             ops_since_upkeep: 0,
         })
+    }
+
+    /// What the instance has found, if it is hardened.
+    pub fn findings(&self) -> &'static Findings {
+        self.findings
     }
 
     /// Whether memory is asked for zeroed.

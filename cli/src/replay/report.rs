@@ -6,7 +6,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::pass::Checked;
-use super::player::{Setup, UpkeepPace, Zeroing};
+use super::player::{Findings, Mode, Setup, UpkeepPace, Zeroing};
 use crate::error::CliError;
 use crate::script::Script;
 
@@ -34,6 +34,8 @@ pub struct Report {
     cache_hit_rate: f64,
     fences: u64,
     ns_per_op: f64,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    hardened: Option<Hardened>,
     /// The first of these: file, line, and why.
     #[serde(skip)]
     pub first_failure: Option<String>,
@@ -47,7 +49,65 @@ pub struct Report {
     lost_events: u64,
 }
 
+/// What a report of hardened mode has besides: what was found, and the figures of a usual replay.
+#[derive(Debug, Serialize)]
+pub struct Hardened {
+    findings: u64,
+    usual_pages_peak: u64,
+    usual_metadata_bytes: usize,
+    usual_ns_per_op: f64,
+    #[serde(skip)]
+    first_finding: Option<String>,
+}
+
+impl Hardened {
+    /// What was found, beside the report of a usual replay.
+    pub fn new(findings: &Findings, usual: &Report) -> Self {
+        Self {
+            findings: findings.count(),
+            usual_pages_peak: usual.pages_peak,
+            usual_metadata_bytes: usual.metadata_bytes,
+            usual_ns_per_op: usual.ns_per_op,
+            first_finding: findings.first(),
+        }
+    }
+}
+
 impl Report {
+    /// The report of a replay in hardened mode.
+    pub fn in_hardened_mode(self, hardened: Hardened) -> Self {
+        Self {
+            hardened: Some(hardened),
+            ..self
+        }
+    }
+
+    /// What hardened mode has found, in a line.
+    pub fn first_finding(&self) -> Option<String> {
+        let hardened = self.hardened.as_ref()?;
+        let first = hardened.first_finding.as_ref()?;
+        Some(format!(
+            "{}: {} findings, the first: {first}",
+            self.file, hardened.findings
+        ))
+    }
+
+    /// What hardened mode found and costs, in a line.
+    fn cost(&self) -> Option<String> {
+        let hardened = self.hardened.as_ref()?;
+        Some(format!(
+            "{}: hardened: {} findings; {} pages at the peak, {} without; {} bytes of metadata, {} without; {:.0} ns/op, {:.0} without",
+            self.file,
+            hardened.findings,
+            self.pages_peak,
+            hardened.usual_pages_peak,
+            self.metadata_bytes,
+            hardened.usual_metadata_bytes,
+            self.ns_per_op,
+            hardened.usual_ns_per_op,
+        ))
+    }
+
     /// Puts together what is known of a file; `time` is that of `repeat` runs.
     pub fn new(
         file: String,
@@ -85,6 +145,7 @@ impl Report {
                 0 => 0.0,
                 _ => time.as_nanos() as f64 / (ops as f64 * f64::from(repeat)),
             },
+            hardened: None,
             first_failure: checked.first_failure,
             remote_frees: checked.remote_frees,
             other_lines: script.other_lines,
@@ -162,13 +223,21 @@ pub fn table(reports: &[Report], setup: &Setup) -> String {
         UpkeepPace::WhenDue => "upkeep when due".to_owned(),
         UpkeepPace::Every(ops) => format!("upkeep at most every {ops} operations"),
     };
+    let mode = match setup.mode {
+        Mode::Usual => "",
+        Mode::Hardened => ", hardened",
+    };
     let mut text = format!(
-        "{} CPUs on {} nodes, {zeroing}, {upkeep}\n{table}\n",
+        "{} CPUs on {} nodes, {zeroing}, {upkeep}{mode}\n{table}\n",
         setup.cpus, setup.nodes
     );
     for report in reports {
         text += &report.notes();
         text.push('\n');
+        if let Some(cost) = report.cost() {
+            text += &cost;
+            text.push('\n');
+        }
     }
     text
 }

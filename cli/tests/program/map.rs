@@ -42,6 +42,27 @@ fn a_trace_at_its_peak() {
     assert!(text.contains("4104 bytes are live"), "{text}");
 }
 
+/// What waits in caches is neither live nor free: the tables of the caches, and the run that an area of 8 bytes came out of.
+#[test]
+fn what_idles_in_caches_is_told_apart() {
+    let file = trace("map_idle", &[alloc(0, 8, 8, 1)]);
+    let text = run(&format!("map --trace {file}")).ok();
+    assert!(text.contains(" 8 bytes are live"), "{text}");
+    let figures = text.lines().nth(1).unwrap();
+    // A table of 1 KiB and the rest of a run of 32.
+    let idle = format!("; {} idle in caches", 1024 + 31 * 8);
+    assert!(figures.ends_with(&idle), "{figures}");
+    let svg = path("map_idle.svg");
+    run(&format!("map --trace {file} --svg {}", svg.display())).ok();
+    let svg = fs::read_to_string(svg).unwrap();
+    assert!(svg.contains("idle in caches"), "{svg}");
+    assert_eq!(
+        svg.matches("#c5ccd3").count(),
+        2,
+        "in the legend and once in the map"
+    );
+}
+
 #[test]
 fn files_that_cannot_be() {
     assert!(run("map --trace /no/such").error(2).contains("/no/such"));

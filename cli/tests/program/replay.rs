@@ -432,3 +432,59 @@ fn options_have_limits() {
         assert_eq!(run.stdout, "", "{options}");
     }
 }
+
+/// What hardened mode adds to a report, in order.
+const HARDENED_FIELDS: [&str; 4] = [
+    "findings",
+    "usual_pages_peak",
+    "usual_metadata_bytes",
+    "usual_ns_per_op",
+];
+
+/// A replay touches its own bytes only, also those of areas that end between granules: nothing is found, and the cost is shown.
+#[test]
+fn hardened_replays_find_nothing() {
+    let lines = [
+        alloc(0, 10, 2, 0xa000),
+        alloc(1, 7, 1, 0xb000),
+        free(1, 0xa000),
+        alloc(0, 3000, 8, 0xc000),
+        free(0, 0xb000),
+    ];
+    let file = trace("hardened", &lines);
+    let usual = report(run(&format!("replay --json {file}")).ok());
+    let text = run(&format!("replay --json --hardened --repeat 2 {file}")).ok();
+    let at = |field: &str| text.find(&format!("\"{field}\":")).expect("it is there");
+    let places: Vec<_> = FIELDS
+        .iter()
+        .chain(&HARDENED_FIELDS)
+        .map(|f| at(f))
+        .collect();
+    assert!(places.is_sorted(), "{text}");
+    let hardened = report(text.clone());
+    assert_eq!(usual.as_object().unwrap().len(), FIELDS.len());
+    let figures = [("ops", 5), ("allocs", 3), ("failed", 0), ("findings", 0)];
+    assert_figures(&hardened, &figures);
+    for (in_usual, beside) in [
+        ("pages_peak", "usual_pages_peak"),
+        ("metadata_bytes", "usual_metadata_bytes"),
+    ] {
+        assert_eq!(usual[in_usual], hardened[beside]);
+    }
+    let metadata = |field: &str| hardened[field].as_u64().unwrap();
+    assert!(metadata("metadata_bytes") > metadata("usual_metadata_bytes"));
+    assert_eq!(hardened["cache_hit_rate"], 0.0);
+
+    let told = run(&format!("replay --hardened {file}")).ok();
+    assert!(told.contains("hardened: 0 findings; "), "{told}");
+    assert!(told.contains(", hardened\n"), "{told}");
+}
+
+/// A whole boot, whose areas are of all lengths.
+#[test]
+fn a_hardened_boot() {
+    let hardened = report(run(&format!("replay --json --hardened {BOOT8}")).ok());
+    assert_figures(&hardened, &[("failed", 0), ("findings", 0)]);
+    let pages = |field: &str| hardened[field].as_u64().unwrap();
+    assert!(pages("pages_peak") > pages("usual_pages_peak"));
+}

@@ -143,8 +143,8 @@ impl Ledger {
         self.used += 1;
     }
 
-    /// Takes a record out.
-    fn remove(&mut self, address: usize) {
+    /// Takes a record out that is not in quarantine, or leaves it next.
+    pub(super) fn remove(&mut self, address: usize) {
         let mut hole = self.slot(address);
         if self.records[hole].is_vacant() {
             return;

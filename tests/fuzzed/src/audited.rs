@@ -3,7 +3,7 @@
 
 use pcpu::allocator::{Policy, UpkeepBy};
 use pcpu::unit::FirstChunkKind;
-use pcpu::{AllocFlags, FreeFlags};
+use pcpu::{AllocFlags, FreeFlags, Request};
 
 use crate::input::Input;
 use crate::model::{Faults, Fresh, Making, Op, Run, Shape};
@@ -54,27 +54,7 @@ fn shape(input: &mut Input<'_>) -> Shape {
 
 fn op(input: &mut Input<'_>) -> Op {
     match input.byte() {
-        0..110 => Op::Alloc {
-            bytes: match input.byte() {
-                0..4 => input.size(),
-                4..90 => 1 + input.below(64),
-                90..160 => 1 + input.below(2048),
-                160..230 => 1 + input.below(9000),
-                _ => 1 + input.below(32 << 10),
-            },
-            align: match input.byte() {
-                0..4 => input.size(),
-                shift => 1 << (shift % 13),
-            },
-            flags: match input.byte() {
-                0..120 => AllocFlags::empty(),
-                120..180 => AllocFlags::ATOMIC,
-                180..200 => AllocFlags::RESERVED,
-                200..210 => AllocFlags::RESERVED | AllocFlags::ATOMIC,
-                210..235 => AllocFlags::NO_ZERO,
-                _ => AllocFlags::TRY | AllocFlags::NO_WARN,
-            },
-        },
+        0..110 => Op::Alloc(request(input)),
         110..190 => Op::Free(input.below(1 << 16)),
         190..200 => {
             let by = isize::from(input.byte() as i8) / 8;
@@ -85,13 +65,43 @@ fn op(input: &mut Input<'_>) -> Op {
         215..225 => Op::Upkeep,
         225..232 => Op::Trim(u32::from(input.byte() % 3)),
         232..240 => Op::BringUp(u32::from(input.byte() % 8)),
-        _ => Op::Faults(match input.byte() {
+        240..251 => Op::Faults(match input.byte() {
             0..100 => Faults::None,
             100..130 => Faults::All,
             130..220 => Faults::Call(u64::from(input.byte() % 6)),
             _ => Faults::Pattern(input.number(8)),
         }),
+        // What came later has the last numbers, so that inputs made before mean what they meant.
+        251..254 => Op::AllocMany(request(input), input.below(40)),
+        _ => Op::FreeMany {
+            index: input.below(1 << 16),
+            count: input.below(40),
+            again_behind: input.byte().into(),
+        },
     }
+}
+
+fn request(input: &mut Input<'_>) -> Request {
+    let bytes = match input.byte() {
+        0..4 => input.size(),
+        4..90 => 1 + input.below(64),
+        90..160 => 1 + input.below(2048),
+        160..230 => 1 + input.below(9000),
+        _ => 1 + input.below(32 << 10),
+    };
+    let align = match input.byte() {
+        0..4 => input.size(),
+        shift => 1 << (shift % 13),
+    };
+    let flags = match input.byte() {
+        0..120 => AllocFlags::empty(),
+        120..180 => AllocFlags::ATOMIC,
+        180..200 => AllocFlags::RESERVED,
+        200..210 => AllocFlags::RESERVED | AllocFlags::ATOMIC,
+        210..235 => AllocFlags::NO_ZERO,
+        _ => AllocFlags::TRY | AllocFlags::NO_WARN,
+    };
+    Request::new(bytes, align).with_flags(flags)
 }
 
 fn free_flags(input: &mut Input<'_>) -> FreeFlags {

@@ -6,7 +6,7 @@ use pcpu::backing::sim::Machine;
 use pcpu::{AllocFlags, Request};
 
 use crate::input::Input;
-use crate::seats::{Front, Op, Run};
+use crate::seats::{Front, Op, Run, Way};
 use crate::small::small_machine;
 
 /// The most operations of an input.
@@ -57,22 +57,7 @@ fn op(input: &mut Input<'_>) -> Op {
     let what = input.byte();
     let cpu = u32::from(input.byte() % 4);
     match what {
-        0..100 => {
-            let bytes = match input.byte() {
-                0..150 => 1 + input.below(64),
-                150..230 => 1 + input.below(600),
-                _ => 1 + input.below(9000),
-            };
-            let align = 1 << (input.byte() % 16).min(12);
-            let flags = match input.byte() {
-                0..160 => AllocFlags::empty(),
-                160..190 => AllocFlags::ATOMIC,
-                190..220 => AllocFlags::NO_ZERO,
-                _ => AllocFlags::TRY,
-            };
-            let request = Request::new(bytes, align).with_flags(flags);
-            Op::Allocate(cpu, request, 1 + input.below(12))
-        }
+        0..100 => Op::Allocate(cpu, request(input), 1 + input.below(12)),
         100..180 => Op::Free(cpu, input.below(1 << 16), 1 + input.below(12)),
         180..190 => Op::FreePlain(input.below(1 << 16)),
         190..205 => Op::FreeAgain(cpu, input.below(1 << 16)),
@@ -90,11 +75,43 @@ fn op(input: &mut Input<'_>) -> Op {
             let by = isize::from(input.byte() as i8);
             Op::WriteGuard(cpu, input.below(1 << 16), by, input.byte())
         }
-        _ => Op::FreeAndWrite(
+        249..251 => Op::FreeAndWrite(
             cpu,
             input.below(1 << 16),
             input.below(1 << 16),
             input.byte(),
         ),
+        // What came later has the last numbers, so that inputs made before mean what they meant.
+        251..253 => Op::AllocateMany(way(cpu, input), request(input), input.below(50)),
+        253..=254 => Op::FreeMany(way(cpu, input), input.below(1 << 16), input.below(50)),
+        _ => Op::FreeManyAgain(
+            way(cpu, input),
+            input.below(1 << 16),
+            input.below(20),
+            input.byte().into(),
+        ),
+    }
+}
+
+fn request(input: &mut Input<'_>) -> Request {
+    let bytes = match input.byte() {
+        0..150 => 1 + input.below(64),
+        150..230 => 1 + input.below(600),
+        _ => 1 + input.below(9000),
+    };
+    let align = 1 << (input.byte() % 16).min(12);
+    let flags = match input.byte() {
+        0..160 => AllocFlags::empty(),
+        160..190 => AllocFlags::ATOMIC,
+        190..220 => AllocFlags::NO_ZERO,
+        _ => AllocFlags::TRY,
+    };
+    Request::new(bytes, align).with_flags(flags)
+}
+
+fn way(cpu: u32, input: &mut Input<'_>) -> Way {
+    match input.byte() % 4 {
+        0 => Way::Plain,
+        _ => Way::At(cpu),
     }
 }
