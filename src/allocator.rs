@@ -125,6 +125,10 @@ struct Geometry {
     window: Window,
     /// `pitch_bytes` as a shift, where it is a power of two.
     pitch_shift: Option<u32>,
+    /// In a granule of the window: which it is of its unit; 0 if that takes a division.
+    granule_mask: u32,
+    /// How many bits that has.
+    granule_bits: u32,
     sizes: UnitSizes,
     regions: Regions,
     max_alloc_bytes: usize,
@@ -278,8 +282,15 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             .filter_map(|cpu| first_chunk.unit_address(cpu))
             .map(|unit| 1 << unit.as_ptr().addr().trailing_zeros())
             .fold(sizes.page_bytes(), usize::min);
+        // Granules that caches look at have 28 bits: of places that are longer there is one within reach.
+        let pitch_granules = u32::try_from(window.pitch_bytes / GRANULE_BYTES).unwrap_or(1 << 31);
         let geometry = Geometry {
             window,
+            granule_mask: match pitch_granules.is_power_of_two() {
+                true => pitch_granules - 1,
+                false => 0,
+            },
+            granule_bits: pitch_granules.trailing_zeros(),
             pitch_shift: window
                 .pitch_bytes
                 .is_power_of_two()

@@ -83,8 +83,8 @@ impl Class {
             return None;
         }
         let align_shift = match request.align {
-            1 | 2 | 4 => !len & 1,
-            8 if len & 1 == 0 => 1,
+            // 1, 2, 4; 8 if the length is even.
+            align if align < 16 && 0x0116 >> align & 1 != 0 && align >> 3 & len == 0 => !len & 1,
             align => {
                 let is_possible =
                     align.is_power_of_two() && (len * GRANULE_BYTES) & (align - 1) == 0;
@@ -133,19 +133,24 @@ impl Class {
 const OWN_PLACES: usize = RUNS / 2;
 
 /// The place of a length in a CPU's table.
-static PLACES: [u8; 1 << LEN.1] = {
+static PLACES: [u8; 1 << LEN.1] = places(RUNS);
+
+/// A place for every length: the first half of them are for the smallest ones, each for one, the others are shared.
+const fn places(count: usize) -> [u8; 1 << LEN.1] {
     let mut table = [0; 1 << LEN.1];
+    let own = count / 2;
     let mut len = 1;
     while len < table.len() {
-        let hash = (len as u32).wrapping_mul(0x9e37_79b1) >> 28;
-        table[len] = match len <= OWN_PLACES {
+        let hash = (len as u32).wrapping_mul(0x9e37_79b1);
+        let hash = (hash as u64 * own as u64) >> u32::BITS;
+        table[len] = match len <= own {
             true => len - 1,
-            false => OWN_PLACES + hash as usize,
+            false => own + hash as usize,
         } as u8;
         len += 1;
     }
     table
-};
+}
 
 /// The second word of a pair: where a run's areas lie, or that there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -634,6 +639,25 @@ mod tests {
                 assert_eq!(run.slot_at(run.start(slots)), None);
                 assert_eq!(run.slot_at(run.start(slots) + 40 * len), None);
             }
+        }
+    }
+
+    #[test]
+    fn lengths_have_places() {
+        for count in [2, 4, 32, 64] {
+            let table = places(count);
+            let (own, shared) = table[1..].split_at(count / 2);
+            assert!((0..).zip(own).all(|(at, &place)| place == at));
+            for place in count / 2..count {
+                let lens = shared.iter().filter(|&&at| usize::from(at) == place);
+                let share = shared.len() / (count - count / 2);
+                assert!(lens.count() * 2 >= share, "{place} of {count}");
+            }
+            assert!(
+                shared
+                    .iter()
+                    .all(|&at| (count / 2..count).contains(&at.into()))
+            );
         }
     }
 

@@ -30,7 +30,7 @@ mod growth;
 mod marks;
 mod page_len;
 
-pub(crate) use marks::{Freed, note};
+pub(crate) use marks::{Freed, Seen, note};
 
 /// Pages that a [`PageMask`] can name, and so those that one area may touch.
 pub(crate) const MAX_MASK_PAGES: u32 = u64::BITS;
@@ -227,7 +227,7 @@ impl Chunk {
 
     /// The live area that starts at `granule` of the unit: its granule in the map, and its length.
     #[inline]
-    pub(crate) fn live_area(&self, granule: u32) -> Option<(u32, u32)> {
+    pub(crate) fn live_area(&self, granule: u32) -> Option<(u32, (u32, Seen<'_>))> {
         let granule = granule.checked_sub(self.first_granule)?;
         Some((granule, self.marks.live_len(granule)?))
     }
@@ -239,10 +239,16 @@ impl Chunk {
         granule.is_some_and(|granule| self.marks.reuse(granule, len))
     }
 
-    /// Marks the live area that starts at `granule` of the map as freed; false if there is none.
+    /// Marks the live area that starts at `granule` of the map, and was found so, as freed; false if it is not live any more.
     #[inline]
-    pub(crate) fn end(&self, granule: u32) -> bool {
-        self.marks.end(granule)
+    pub(crate) fn end(&self, granule: u32, seen: &Seen<'_>) -> bool {
+        self.marks.end_seen(granule, seen)
+    }
+
+    /// Whether the next sweep looks at the page of `granule` of the map, which a LOCKed step has changed just now.
+    #[inline]
+    pub(crate) fn is_noted(&self, granule: u32) -> bool {
+        self.marks.is_noted(granule)
     }
 
     /// Has the page of `granule` of the map looked at by the next sweep; says whether it would not have been.
@@ -258,6 +264,7 @@ impl Chunk {
     }
 
     /// Marks the live area that starts at `granule` of the unit as freed, and has nobody sweep it; false if there is none.
+    #[inline]
     pub(crate) fn mark(&self, granule: u32) -> bool {
         let granule = granule.checked_sub(self.first_granule);
         granule.is_some_and(|granule| self.marks.end(granule))

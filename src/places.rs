@@ -6,7 +6,7 @@
 
 use core::ptr::NonNull;
 
-use crate::chunk::{Chunk, Freed, note};
+use crate::chunk::{Chunk, Freed, Seen, note};
 use crate::metadata::{BlockLayout, MetaSlice};
 use crate::sync::{AtomicPtr, AtomicU64, Ordering, full_fence};
 
@@ -131,6 +131,16 @@ impl Places {
             })
     }
 
+    /// The chunk at `at`, if there is one.
+    #[inline]
+    fn chunk(&self, at: u32) -> Option<&Chunk> {
+        match self.get(at) {
+            // SAFETY: the metadata of a chunk stays until the end of the instance.
+            Place::Chunk(chunk) => Some(unsafe { chunk.as_ref() }),
+            Place::Vacant | Place::Parked(_) | Place::Busy => None,
+        }
+    }
+
     /// Puts `place` at `at`. For the holder of the lock.
     pub(crate) fn put(&self, at: u32, place: Place) {
         self.entries[at as usize].store(place.encode(), Ordering::Release);
@@ -152,17 +162,14 @@ impl Places {
     /// The live area that starts at `granule` of the unit in the chunk at `at`, if there is one.
     #[inline]
     pub(crate) fn live_area(&self, at: u32, granule: u32) -> Option<LiveArea<'_>> {
-        let Place::Chunk(chunk) = self.get(at) else {
-            return None;
-        };
-        // SAFETY: as in `free`.
-        let shared = unsafe { chunk.as_ref() };
-        let (granule, len) = shared.live_area(granule)?;
+        let chunk = self.chunk(at)?;
+        let (granule, (len, seen)) = chunk.live_area(granule)?;
         Some(LiveArea {
-            chunk: shared,
+            chunk,
             place: at,
             granule,
             len,
+            seen,
         })
     }
 
@@ -170,11 +177,10 @@ impl Places {
     /// there is none.
     #[inline]
     pub(crate) fn reuse(&self, at: u32, granule: u32, len: u32) -> bool {
-        let Place::Chunk(chunk) = self.get(at) else {
+        let Some(chunk) = self.chunk(at) else {
             return false;
         };
-        // SAFETY: as in `free`.
-        let is_reused = unsafe { chunk.as_ref() }.reuse(granule, len);
+        let is_reused = chunk.reuse(granule, len);
         if !is_reused {
             self.note_place(at);
         }
@@ -183,12 +189,9 @@ impl Places {
 
     /// Marks the live area that starts at `granule` of the unit in the chunk at `at` as freed, and has nobody sweep it; false
     /// if there is none.
+    #[inline]
     pub(crate) fn mark(&self, at: u32, granule: u32) -> bool {
-        let Place::Chunk(chunk) = self.get(at) else {
-            return false;
-        };
-        // SAFETY: as in `free`.
-        unsafe { chunk.as_ref() }.mark(granule)
+        self.chunk(at).is_some_and(|chunk| chunk.mark(granule))
     }
 
     /// Has the page of `granule` of the unit in the chunk at `at` looked at by the next sweep.
@@ -254,9 +257,15 @@ pub(crate) struct LiveArea<'a> {
     /// Of the chunk's map.
     granule: u32,
     len: u32,
+    seen: Seen<'a>,
 }
 
 impl LiveArea<'_> {
+    /// The place of its chunk.
+    pub(crate) fn place(&self) -> u32 {
+        self.place
+    }
+
     /// In granules.
     #[inline]
     pub(crate) fn len(&self) -> u32 {
@@ -267,13 +276,21 @@ impl LiveArea<'_> {
     /// [`ripen`](Self::ripen) then.
     #[inline]
     pub(crate) fn end(&self) -> bool {
-        self.chunk.end(self.granule)
+        self.chunk.end(self.granule, &self.seen)
     }
 
     /// Has it swept by whoever wants room.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn note(&self, places: &Places) {
         // Whoever noted the page before notes the place too; for a chunk that has come in the place of another, who entered it.
+        if !self.chunk.is_noted(self.granule) {
+            self.note_first(places);
+        }
+    }
+
+    /// [`note`](Self::note) for the first of its page.
+    #[inline(never)]
+    fn note_first(&self, places: &Places) {
         if self.chunk.note_granule(self.granule) {
             places.note_place(self.place);
         }

@@ -1,7 +1,7 @@
 //! A process's memory, with each system call about it failing, alone and with all behind it: what is refused is undone and served
 //! afterwards, what cannot be refused does without, and memory that is handed out is zero whatever became of giving it back.
 //!
-//! The calls fail for real (`common/syscalls.rs`). Populating makes none: memory comes with the first touch.
+//! The calls fail for real (`common/syscalls.rs`). Chunks that are opened many at a time are the matter of `backing/mmap/tests.rs`. Populating makes none: memory comes with the first touch.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
@@ -129,9 +129,21 @@ fn address_space_bytes() -> usize {
     status.split(' ').next().unwrap().parse::<usize>().unwrap() * 4096
 }
 
+/// Does some work on a watched thread. Chunks are opened one by one in this process, so that each takes calls: there is a limit to its
+/// data, which it is far from.
+fn watched(work: impl FnOnce() + Send + 'static) {
+    let limit = libc::rlimit {
+        rlim_cur: 1 << 46,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the structure is whole.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_DATA, &limit) }, 0);
+    syscalls::on_watched_thread(work);
+}
+
 #[test]
 fn building_fails_at_each_call() {
-    syscalls::on_watched_thread(build_failing);
+    watched(build_failing);
 }
 
 fn build_failing() {
@@ -166,7 +178,7 @@ fn build_failing() {
                 }
             }
             println!("{shape:?}, {count}: {refused} refused, {done_without} did without");
-            assert!(refused >= 3, "{shape:?}: {refused}");
+            assert!(refused >= 1, "{shape:?}: {refused}");
             // The template comes out of a file if it can.
             let is_embed = shape.kind == FirstChunkKind::Embed;
             assert!(!is_embed || count > 1 || done_without >= 4);
@@ -377,7 +389,7 @@ fn pages_of_chunk(pcpu: &Pcpu) -> usize {
 
 #[test]
 fn each_call_fails_alone_and_with_all_behind_it() {
-    syscalls::on_watched_thread(operate_failing);
+    watched(operate_failing);
 }
 
 fn operate_failing() {
@@ -441,7 +453,7 @@ fn a_fence_that_is_refused() {
         ask.send(()).unwrap();
         told.recv().unwrap();
     };
-    syscalls::on_watched_thread(move || {
+    watched(move || {
         stay_on(here);
         refuse_fences(&fill_the_other);
     });

@@ -68,8 +68,8 @@ pub fn at_peak(name: &str, script: &Script) -> Result<Snapshot, CliError> {
     };
     let mut player = Player::new(name, script, &setup)?;
     let peak = peak(script);
-    for step in &script.steps[..peak.steps] {
-        player.step(step)?;
+    for number in 0..peak.steps {
+        player.step(number)?;
     }
     let title = match peak.op {
         Some(op) => format!("{name} at its peak, after operation {op}"),

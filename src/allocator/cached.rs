@@ -23,14 +23,46 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if self.has_sign(WATCHED) {
             return self.allocate(request);
         }
-        if let Some(address) = self.take_cached(seat, request) {
-            if self.has_sign(UPKEEP_DUE | SWEEP_DUE) {
-                let hurry = AllocFlags::ATOMIC | AllocFlags::TRY;
-                self.upkeep_by_caller(request.flags.intersects(hurry));
+        let Some((caches, class)) = self.caches_for(request) else {
+            return self.allocate_past_cache(seat, request);
+        };
+        match self.take_from_run(caches, seat, request, class) {
+            Some(address) => {
+                self.keep_up_with(request);
+                Ok(address)
             }
-            return Ok(address);
+            None => self.allocate_past_run(seat, request, class),
         }
-        self.allocate_past_cache(seat, request)
+    }
+
+    /// Serves what the current CPU's run cannot, from its stash if that can.
+    #[inline]
+    fn allocate_past_run(
+        &self,
+        seat: &impl Seat,
+        request: &Request,
+        class: Class,
+    ) -> Result<usize, AllocError> {
+        let stashed = self
+            .caches
+            .as_ref()
+            .and_then(|caches| self.take_stashed(caches, seat, class, request.flags));
+        let Some(address) = stashed else {
+            return self.allocate_past_cache(seat, request);
+        };
+        if !request.flags.contains(AllocFlags::NO_ZERO) {
+            self.zero(address, class.len() as usize * GRANULE_BYTES);
+        }
+        self.keep_up_with(request);
+        Ok(address)
+    }
+
+    #[inline]
+    fn keep_up_with(&self, request: &Request) {
+        if self.has_sign(UPKEEP_DUE | SWEEP_DUE) {
+            let hurry = AllocFlags::ATOMIC | AllocFlags::TRY;
+            self.upkeep_by_caller(request.flags.intersects(hurry));
+        }
     }
 
     /// [`free_with`](Self::free_with) through the cache of the CPU that `seat` is on.
@@ -47,25 +79,51 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         address: usize,
         flags: FreeFlags,
     ) -> Result<(), FreeError> {
-        let Some((run, slot)) = self.find_run(address, flags) else {
-            if self.free_to_stash(seat, address, flags) {
+        let Some((caches, granule)) = self.caches_of(address, flags) else {
+            // SAFETY: the promise of the caller.
+            return unsafe { self.free_past_cache(address, flags) };
+        };
+        let Some((run, slot)) = caches.cells.find(granule) else {
+            if self.free_to_stash(caches, seat, address, granule) {
                 self.keep_up_after(flags);
                 return Ok(());
             }
             // SAFETY: the promise of the caller.
             return unsafe { self.free_past_cache(address, flags) };
         };
-        let put = match self.put_cached(seat, (run, slot)) {
-            Put::Elsewhere if !run.is_shared() => self.put_or_share(seat, flags, (run, slot))?,
+        let put = self.put_cached(caches, seat, (run, slot));
+        if put == Put::Done {
+            self.keep_up_after(flags);
+            return Ok(());
+        }
+        self.free_not_put(caches, seat, (address, flags), (run, slot), put)
+    }
+
+    /// Frees an area of a run that could not be put back at once.
+    #[inline(never)]
+    fn free_not_put(
+        &self,
+        caches: &Caches,
+        seat: &impl Seat,
+        (address, flags): (usize, FreeFlags),
+        (run, slot): (Run, u32),
+        put: Put,
+    ) -> Result<(), FreeError> {
+        let is_shared = run.is_shared();
+        let put = match put {
+            Put::Elsewhere if !is_shared => self.put_or_share(seat, flags, (run, slot))?,
             put => put,
         };
         match put {
             Put::Done => {}
             Put::WasFree => return Err(FreeError::NotAllocated { address }),
-            // The run is shared, or no more.
             Put::Elsewhere => {
-                self.take_back(address, flags)?;
-                self.note_foreign(seat, (run, slot));
+                match is_shared {
+                    true => self.free_in_run(caches, address, flags, (run, slot))?,
+                    // It is shared now, or no more.
+                    false => self.take_back(address, flags)?,
+                }
+                self.note_foreign(caches, seat, (run, slot));
             }
         }
         self.keep_up_after(flags);
@@ -80,10 +138,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// An area out of the current CPU's cache.
-    #[inline]
     pub(super) fn take_cached(&self, seat: &impl Seat, request: &Request) -> Option<usize> {
-        let caches = self.caches.as_ref()?;
-        let class = self.cached_class(request)?;
+        let (caches, class) = self.caches_for(request)?;
         if let Some(address) = self.take_from_run(caches, seat, request, class) {
             return Some(address);
         }
@@ -114,47 +170,39 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         Some(address)
     }
 
-    /// The run that the area at `address` belongs to, and which of its areas it is.
+    /// The caches, and the granule of the window that `address` is, if they may serve a free of it with such flags.
     #[inline]
-    pub(super) fn find_run(&self, address: usize, flags: FreeFlags) -> Option<(Run, u32)> {
+    pub(super) fn caches_of(&self, address: usize, flags: FreeFlags) -> Option<(&Caches, u32)> {
         let caches = self.caches.as_ref()?;
-        caches.cells.find(self.cached_granule(address, flags)?)
-    }
-
-    /// The granule of the window that `address` is, if caches may serve a free of it with such flags.
-    #[inline]
-    pub(super) fn cached_granule(&self, address: usize, flags: FreeFlags) -> Option<u32> {
         let is_usual = (FreeFlags::ATOMIC | FreeFlags::TRY).contains(flags);
         let from_base = address.wrapping_sub(self.geometry.window.base);
         // Less than a granule counts too.
         let granule = from_base.rotate_right(GRANULE_BYTES.trailing_zeros());
-        (granule < REACH_GRANULES && is_usual).then_some(granule as u32)
+        (granule < REACH_GRANULES && is_usual).then_some((caches, granule as u32))
     }
 
     /// Puts an area back into the current CPU's run, if it is that CPU's alone.
     #[inline]
-    fn put_cached(&self, seat: &impl Seat, (run, slot): (Run, u32)) -> Put {
-        let Some(Caches { table, gate, .. }) = &self.caches else {
-            return Put::Elsewhere;
-        };
+    fn put_cached(&self, caches: &Caches, seat: &impl Seat, (run, slot): (Run, u32)) -> Put {
         // Areas of shared runs are freed by their marks only. A hook is told with the lock held.
         if run.is_shared() || self.has_sign(WATCHED) {
             return Put::Elsewhere;
         }
-        let at = table + run.class().table_offset();
-        // SAFETY: as in `take_cached`.
-        unsafe { seat.put_slot(at, run.bits(), 1 << slot, gate) }
+        let at = caches.table + run.class().table_offset();
+        // SAFETY: as in `take_from_run`.
+        unsafe { seat.put_slot(at, run.bits(), 1 << slot, &caches.gate) }
     }
 
-    /// The class that a request is cached in.
+    /// The caches, and the class that a request is cached in.
     #[inline]
-    pub(super) fn cached_class(&self, request: &Request) -> Option<Class> {
+    pub(super) fn caches_for(&self, request: &Request) -> Option<(&Caches, Class)> {
+        let caches = self.caches.as_ref()?;
         let usual = AllocFlags::ATOMIC | AllocFlags::NO_ZERO | AllocFlags::TRY;
         let is_usual = usual.contains(request.flags)
             && request.bytes <= self.geometry.max_alloc_bytes
             && request.align <= self.geometry.max_align_bytes;
         match is_usual {
-            true => Class::of(request),
+            true => Some((caches, Class::of(request)?)),
             false => None,
         }
     }

@@ -86,8 +86,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         request: &Request,
         (granules, align): (u32, u32),
     ) -> MutexGuard<'a, R, State> {
-        let is_at_peak = state.stats.populated_pages >= state.stats.populated_peak_pages;
-        if !may_drain(request) || !is_at_peak || state.has_ready(granules, align) {
+        if !may_drain(request) || !state.is_at_peak() || state.has_ready(granules, align) {
             return state;
         }
         while state.sweep_lowest() {

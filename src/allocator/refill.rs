@@ -18,15 +18,15 @@ use crate::request::{AllocError, AllocFlags, Request};
 use crate::this_cpu::slots::{FRESH, FULL, MAP, ONE_TAKEN};
 use crate::unit::GRANULE_BYTES;
 
-/// Bytes that a cache is filled with, at least and at most; in between, a share of all memory.
+/// Bytes that a run is made of, at least and at most; in between, a share of the memory that there is for each CPU with a cache.
 const FILL_BYTES: Range<u64> = 512..2048;
-/// As a shift.
-const FILL_SHARE: u32 = 11;
+/// As a divisor.
+const FILL_SHARE: u64 = 128;
 
-/// Bytes that a stash may name, at least and at most; in between, a share of all memory.
+/// Bytes that a stash may name, at least and at most; in between, a share of that memory.
 const STASH_BYTES: Range<u64> = 1024..16384;
-/// As a shift.
-const STASH_SHARE: u32 = 8;
+/// As a divisor.
+const STASH_SHARE: u64 = 48;
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Serves what the current CPU's run cannot.
@@ -45,7 +45,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                 .lock(request.flags.contains(AllocFlags::TRY))
                 .ok_or(AllocError::Busy)?;
             state.stats.cache_misses += 1;
-            if let Some(class) = self.cached_class(request) {
+            if let Some((_, class)) = self.caches_for(request) {
                 self.settle_stash(caches, seat, &mut state, class);
                 loop {
                     match self.refill(caches, seat, state, request, class) {
@@ -97,7 +97,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                 return Err(state);
             };
             if pair[1] == 0 {
-                match self.introduce(at, seat.cpu()) {
+                let cpu = seat.cpu();
+                state.cache_cpus += u32::from(!self.units.with_runs.contains(cpu));
+                match self.introduce(at, cpu) {
                     true => continue,
                     false => return Err(state),
                 }
@@ -148,9 +150,10 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// How many bytes a cache is filled with; also sets what a stash may name.
     fn set_sizes(&self, caches: &Caches, state: &State) -> u64 {
         let memory_bytes = state.stats.populated_pages * self.geometry.sizes.page_bytes() as u64;
-        let stash_bytes = (memory_bytes >> STASH_SHARE).clamp(STASH_BYTES.start, STASH_BYTES.end);
+        let cpu_bytes = memory_bytes / u64::from(state.cache_cpus.max(1));
+        let stash_bytes = (cpu_bytes / STASH_SHARE).clamp(STASH_BYTES.start, STASH_BYTES.end);
         caches.set_stash_granules((stash_bytes / GRANULE_BYTES as u64) as u32);
-        (memory_bytes >> FILL_SHARE).clamp(FILL_BYTES.start, FILL_BYTES.end)
+        (cpu_bytes / FILL_SHARE).clamp(FILL_BYTES.start, FILL_BYTES.end)
     }
 
     /// Opens a run on the CPU of `closed`, and serves a request from it. One in place of a run that other CPUs freed areas of

@@ -54,7 +54,8 @@ impl Caches {
 
     /// Where all stashes are.
     pub(super) fn stashes(&self) -> impl Iterator<Item = usize> + use<> {
-        (self.table + STASHES_AT..self.table + TABLE_BYTES).step_by(size_of::<u64>())
+        let table = self.table + STASHES_AT;
+        Stash::table_offsets().map(move |at| table + at)
     }
 
     /// Sets how many granules a stash may name.
@@ -158,21 +159,22 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// Frees an area of a run without being its CPU, or without knowing.
-    #[inline(never)]
+    #[inline]
     pub(super) fn free_in_run(
         &self,
+        caches: &Caches,
         address: usize,
         flags: FreeFlags,
         (run, slot): (Run, u32),
     ) -> Result<(), FreeError> {
         let not_allocated = FreeError::NotAllocated { address };
-        let (Some(caches), Some((place, offset))) = (&self.caches, self.locate(address)) else {
-            return Err(not_allocated);
-        };
-        if self.is_free_in(caches, run, slot) {
+        let (place, granule) = self.place_of(run.start(slot));
+        let offset = granule as usize * GRANULE_BYTES;
+        let pair = self.pair_of(caches.table + run.class().table_offset(), run.cpu());
+        let is_free = || pair.is_some_and(|pair| is_free_in(pair, run, slot));
+        if is_free() {
             return Err(not_allocated);
         }
-        let granule = (offset / GRANULE_BYTES) as u32;
         let is_marked = match self.has_sign(WATCHED) {
             false => self.places.mark(place, granule),
             true => self.mark_watched(run, (place, offset), flags)?,
@@ -180,9 +182,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if !is_marked {
             return Err(not_allocated);
         }
-        if self.is_free_in(caches, run, slot)
-            && self.undo_mark(caches, flags, (place, offset), (run, slot))
-        {
+        if is_free() && self.undo_mark(caches, flags, (place, offset), (run, slot)) {
             return Err(not_allocated);
         }
         // The run finds the mark. If there is no such run any more, sweeps should.
@@ -366,15 +366,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Whether an area is free in its run.
     fn is_free_in(&self, caches: &Caches, run: Run, slot: u32) -> bool {
         let at = caches.table + run.class().table_offset();
-        let Some([slots, found]) = self.pair_of(at, run.cpu()) else {
-            return false;
-        };
-        let is_it = || Run::from_bits(found.load(Ordering::Acquire)).unshared() == run.unshared();
-        // Of one moment: a run that was closed is not opened again under its name while somebody has an area of it.
-        is_it() && {
-            let slots = slots.load(Ordering::Acquire);
-            is_it() && slots >> slot & 1 != 0
-        }
+        self.pair_of(at, run.cpu())
+            .is_some_and(|pair| is_free_in(pair, run, slot))
     }
 
     /// How many areas of a run nobody has: those that are free in it, and those that other CPUs have freed.
@@ -397,5 +390,16 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         });
         self.count_stashes(stats);
         stats.frees = stats.allocs - stats.live;
+    }
+}
+
+/// Whether an area is free in its run, whose pair this is.
+#[inline]
+fn is_free_in([slots, found]: &[AtomicU64; 2], run: Run, slot: u32) -> bool {
+    let is_it = || Run::from_bits(found.load(Ordering::Acquire)).unshared() == run.unshared();
+    // Of one moment: a run that was closed is not opened again under its name while somebody has an area of it.
+    is_it() && {
+        let slots = slots.load(Ordering::Acquire);
+        is_it() && slots >> slot & 1 != 0
     }
 }

@@ -112,11 +112,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// Notes that an area of a shared run has been freed, if that was another CPU.
-    pub(super) fn note_foreign(&self, seat: &impl Seat, (run, slot): (Run, u32)) {
-        if let Some(caches) = &self.caches
-            && !run.is_foreign()
-            && seat.cpu() != run.cpu()
-        {
+    pub(super) fn note_foreign(&self, caches: &Caches, seat: &impl Seat, (run, slot): (Run, u32)) {
+        if !run.is_foreign() && seat.cpu() != run.cpu() {
             caches.cells.note_foreign(run.start(slot), run);
         }
     }

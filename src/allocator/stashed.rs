@@ -11,7 +11,8 @@ use super::state::State;
 use super::{PerCpuAllocator, WATCHED};
 use crate::backing::Backing;
 use crate::cache::{Class, MAX_LEN, Seat, Stash};
-use crate::request::{AllocFlags, FreeFlags};
+use crate::places::LiveArea;
+use crate::request::AllocFlags;
 use crate::stats::Stats;
 use crate::sync::{self, Ordering};
 use crate::unit::GRANULE_BYTES;
@@ -60,6 +61,13 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
     }
 
+    /// Frees an area that was made live again for nobody.
+    fn unuse(&self, place: u32, granule: u32) {
+        if let Some(Some((chunk, granule))) = self.places.free(place, granule) {
+            self.sweep_page(place, chunk, granule);
+        }
+    }
+
     /// Counts an area that was taken from a stash where there is none to count it.
     #[cold]
     fn count_stray(&self, address: usize, class: Class, flags: AllocFlags) -> Option<usize> {
@@ -70,9 +78,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                 Some(address)
             }
             None => {
-                if let Some((place, offset)) = self.locate(address) {
-                    self.places.free(place, (offset / GRANULE_BYTES) as u32);
-                }
+                let (place, offset) = self.locate(address)?;
+                self.unuse(place, (offset / GRANULE_BYTES) as u32);
                 None
             }
         }
@@ -81,13 +88,13 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Frees the area at `address`, which belongs to no run, and has the current CPU's stash name it. False if that is not
     /// the way to free it; then nothing has changed.
     #[inline]
-    pub(super) fn free_to_stash(&self, seat: &impl Seat, address: usize, flags: FreeFlags) -> bool {
-        let Some(caches) = &self.caches else {
-            return false;
-        };
-        let Some(granule) = self.cached_granule(address, flags) else {
-            return false;
-        };
+    pub(super) fn free_to_stash(
+        &self,
+        caches: &Caches,
+        seat: &impl Seat,
+        address: usize,
+        granule: u32,
+    ) -> bool {
         if address == caches.table {
             return false;
         }
@@ -101,29 +108,42 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
         let at = caches.stash_of(len);
         // SAFETY: as in `take_stashed`.
-        let stash = unsafe { seat.peek_word(at) }.map(Stash::from_bits);
-        let more = stash.filter(|stash| stash.len() == len).and_then(|stash| {
-            // Areas of an even length are of use where they are aligned to as much.
-            let is_aligned = len & 1 != 0 || granule & 1 == 0;
-            let has_room = stash.depth() * len < caches.stash_granules();
-            let more = stash.with(granule).filter(|_| is_aligned && has_room)?;
-            // While the area is the caller's.
-            // SAFETY: nobody uses the area (promise of whoever frees it), which is live on every CPU that has memory.
-            unsafe { seat.write_link(address, stash.link()) };
-            Some((stash, more))
-        });
+        let Some(bits) = (unsafe { seat.peek_word(at) }) else {
+            return self.free_and_sweep(&area);
+        };
+        let stash = Stash::from_bits(bits);
+        let Some(more) = stash.with(granule, len, caches.stash_granules()) else {
+            return self.free_and_sweep(&area);
+        };
+        // While the area is the caller's.
+        // SAFETY: nobody uses the area (promise of whoever frees it), which is live on every CPU that has memory.
+        unsafe { seat.write_link(address, stash.link()) };
         if !area.end() {
             return false;
         }
         // SAFETY: as above.
-        let is_put =
-            |(old, new): (Stash, Stash)| unsafe { seat.replace_word(at, old.bits(), new.bits()) };
-        if more.is_some_and(is_put) {
-            area.note(&self.places);
-        } else if let Some((chunk, granule)) = area.ripen(&self.places) {
-            self.sweep_page(place, chunk, granule);
+        match unsafe { seat.replace_word(at, stash.bits(), more.bits()) } {
+            true => area.note(&self.places),
+            false => self.sweep_if_ripe(&area),
         }
         true
+    }
+
+    /// Frees an area that no stash has room for; false if it is not live any more.
+    #[inline(never)]
+    fn free_and_sweep(&self, area: &LiveArea<'_>) -> bool {
+        let is_ended = area.end();
+        if is_ended {
+            self.sweep_if_ripe(area);
+        }
+        is_ended
+    }
+
+    /// Sees to it that an area is swept that was freed and is in no stash.
+    fn sweep_if_ripe(&self, area: &LiveArea<'_>) {
+        if let Some((chunk, granule)) = area.ripen(&self.places) {
+            self.sweep_page(area.place(), chunk, granule);
+        }
     }
 
     /// Adds up what the current CPU's stash for a class has handed out, and makes one for that class of it.

@@ -68,6 +68,8 @@ pub(super) struct State {
     /// Populating and giving back under way, by phase.
     works: [u32; 2],
     phase: usize,
+    /// How many CPUs have ever had a run.
+    pub(super) cache_cpus: u32,
     /// Which areas belong to runs, and from one place to the next, in granules.
     cells: Option<(Cells, usize)>,
 }
@@ -100,6 +102,7 @@ impl State {
             rest_wanted: 0,
             works: [0; 2],
             phase: 0,
+            cache_cpus: 0,
             cells: None,
         }
     }
@@ -341,6 +344,16 @@ impl State {
         stats.populated_pages = stats.populated_pages + gained - lost;
         stats.populated_peak_pages = stats.populated_peak_pages.max(stats.populated_pages);
         stats.empty_pages = stats.empty_pages + u64::from(after.empty) - u64::from(before.empty);
+    }
+
+    /// Whether as much memory is there as ever was.
+    pub(super) fn is_at_peak(&self) -> bool {
+        self.stats.populated_pages >= self.stats.populated_peak_pages
+    }
+
+    /// Whether nearly as much memory is there as ever was: seven eighths.
+    fn is_near_peak(&self) -> bool {
+        self.stats.populated_pages * 8 >= self.stats.populated_peak_pages * 7
     }
 
     /// Claims a vacant place for a chunk in the making.

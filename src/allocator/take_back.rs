@@ -19,10 +19,12 @@ use crate::unit::GRANULE_BYTES;
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     #[inline]
     pub(super) fn take_back(&self, address: usize, flags: FreeFlags) -> Result<(), FreeError> {
-        match self.find_run(address, flags) {
-            Some(found) => self.free_in_run(address, flags, found),
-            None => self.take_back_past_runs(address, flags),
+        if let Some((caches, granule)) = self.caches_of(address, flags)
+            && let Some(found) = caches.cells.find(granule)
+        {
+            return self.free_in_run(caches, address, flags, found);
         }
+        self.take_back_past_runs(address, flags)
     }
 
     /// Takes an area back that belongs to no run.
@@ -138,16 +140,15 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// long, is not asked.
     #[inline]
     pub(super) fn place_of(&self, granule: u32) -> (u32, u32) {
-        match self.geometry.pitch_shift {
-            Some(shift) => {
-                // Granules have 28 bits: of places that are longer there is one within reach.
-                let shift = (shift - GRANULE_BYTES.trailing_zeros()).min(u32::BITS - 1);
-                (granule >> shift, granule & !(u32::MAX << shift))
-            }
-            None => {
+        match self.geometry.granule_mask {
+            0 => {
                 let pitch = (self.geometry.window.pitch_bytes / GRANULE_BYTES) as u32;
                 (granule / pitch, granule % pitch)
             }
+            mask => (
+                granule >> (self.geometry.granule_bits % u32::BITS),
+                granule & mask,
+            ),
         }
     }
 

@@ -7,10 +7,16 @@
 //!
 //! That word also counts the areas that were handed out again; whoever holds the allocator's lock adds that up.
 
-use super::{LEN, MAX_LEN, PLACES, RUNS, field, field_mask};
+use super::{LEN, MAX_LEN, RUNS, field, field_mask, places};
+
+/// Stashes that a CPU has.
+const STASHES: usize = 2 * RUNS;
 
 /// Bytes of a unit's table of stashes.
-pub(super) const BYTES: usize = RUNS * size_of::<u64>();
+pub(super) const BYTES: usize = STASHES * size_of::<u64>();
+
+/// The place of a length in a CPU's table: small ones have a place each, the others share.
+static PLACES: [u8; 1 << LEN.1] = places(STASHES);
 
 // The fields of the word: where each begins, and how wide it is. The length is where a class has it.
 const HEAD: (u32, u32) = (0, 28);
@@ -32,6 +38,11 @@ impl Stash {
     #[inline]
     pub(crate) fn table_offset(len: u32) -> usize {
         PLACES[len as usize] as usize * size_of::<u64>()
+    }
+
+    /// Where all their words are, in bytes.
+    pub(crate) fn table_offsets() -> impl Iterator<Item = usize> {
+        (0..STASHES).map(|place| place * size_of::<u64>())
     }
 
     /// An empty one for areas of `len` granules.
@@ -71,7 +82,9 @@ impl Stash {
     /// The area put last, if one of this length may be taken.
     #[inline]
     pub(crate) fn first(self, len: u32) -> Option<u32> {
-        let may_take = self.len() == len && self.depth() > 0 && self.taken() < TAKEN_MAX;
+        const { assert!(TAKEN_MAX == 1 << (TAKEN.1 - 1) && TAKEN.0 + TAKEN.1 == u64::BITS) };
+        let named = field_mask(LEN) | u64::from(TAKEN_MAX) << TAKEN.0;
+        let may_take = self.0 & named == u64::from(len) << LEN.0 && self.0 & field_mask(DEPTH) != 0;
         may_take.then(|| self.head())
     }
 
@@ -86,11 +99,15 @@ impl Stash {
         self.head()
     }
 
-    /// With the area at `granule` put; `None` if it holds no more.
+    /// With the area of `len` granules at `granule` put; `None` if it is not such a stash, names `most` granules already, or holds
+    /// no more. Areas of an even length are of use where they are aligned to as much.
     #[inline]
-    pub(crate) fn with(self, granule: u32) -> Option<Self> {
-        let has_room = self.depth() < (1 << DEPTH.1) - 1;
-        has_room.then(|| Self((self.0 & !field_mask(HEAD) | u64::from(granule)) + ONE))
+    pub(crate) fn with(self, granule: u32, len: u32, most: u32) -> Option<Self> {
+        let depth = self.depth();
+        let has_room = depth < (1 << DEPTH.1) - 1 && depth * len < most;
+        let is_of_use = self.len() == len && !len & granule & 1 == 0;
+        (has_room && is_of_use)
+            .then(|| Self((self.0 & !field_mask(HEAD) | u64::from(granule)) + ONE))
     }
 
     /// With the area at `granule` taken, which it may have lost meanwhile, and which held `link`.
@@ -132,8 +149,8 @@ mod tests {
     fn areas_are_taken_in_the_order_in_which_they_were_put_last_first() {
         let empty = Stash::empty(5);
         assert_eq!((empty.first(5), empty.len(), empty.taken()), (None, 5, 0));
-        let one = empty.with(7).unwrap();
-        let two = one.with(9).unwrap();
+        let one = empty.with(7, 5, 10).unwrap();
+        let two = one.with(9, 5, 10).unwrap();
         assert_eq!((two.first(5), two.first(4), two.link()), (Some(9), None, 9));
         let left = two.without(9, one.link());
         assert_eq!((left.first(5), left.depth(), left.taken()), (Some(7), 1, 1));
@@ -144,7 +161,7 @@ mod tests {
 
     #[test]
     fn an_area_that_is_not_named_any_more_is_counted_only() {
-        let one = Stash::empty(1).with(7).unwrap();
+        let one = Stash::empty(1).with(7, 1, 1).unwrap();
         assert_eq!(one.without(8, 3).first(1), Some(7));
         assert_eq!(one.without(8, 3).taken(), 1);
         let none = one.cleared();
@@ -158,7 +175,7 @@ mod tests {
     fn what_it_can_hold_and_count_is_bounded() {
         let mut stash = Stash::empty(MAX_LEN);
         let mut depth = 0;
-        while let Some(more) = stash.with(1) {
+        while let Some(more) = stash.with(1, MAX_LEN, u32::MAX) {
             stash = more;
             depth += 1;
         }

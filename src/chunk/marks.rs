@@ -66,6 +66,13 @@ pub(crate) struct Marks {
     page_len: PageLen,
 }
 
+/// The word that a live area starts in, as it was found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen<'a> {
+    word: &'a AtomicU64,
+    found: u64,
+}
+
 /// What the freeing of an area has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Freed {
@@ -240,10 +247,23 @@ impl Marks {
 
     /// The length of the live area that starts at `granule`, if there is one: it stays what it is for as long as that is live.
     #[inline]
-    pub(super) fn live_len(&self, granule: u32) -> Option<u32> {
+    pub(super) fn live_len(&self, granule: u32) -> Option<(u32, Seen<'_>)> {
         let (index, at) = locate(granule);
-        let word = self.words.get(index)?.load(Ordering::Acquire);
-        (live(word) >> at & 1 != 0).then(|| self.end_in(word, granule) - granule)
+        let word = self.words.get(index)?;
+        let found = word.load(Ordering::Acquire);
+        (live(found) >> at & 1 != 0).then(|| {
+            let len = self.end_in(found, granule) - granule;
+            (len, Seen { word, found })
+        })
+    }
+
+    /// [`end`](Self::end) for the area that `seen` was found with.
+    #[inline]
+    pub(super) fn end_seen(&self, granule: u32, seen: &Seen<'_>) -> bool {
+        let Seen { word, found } = *seen;
+        let ended = found & !body_bit(granule % GRANULES);
+        let exchanged = word.compare_exchange(found, ended, Ordering::SeqCst, Ordering::Relaxed);
+        exchanged.is_ok() || self.end(granule)
     }
 
     /// Marks the live area that starts at `granule` as freed, without the lock; false if there is none.
@@ -289,6 +309,29 @@ impl Marks {
         let Some(word) = self.words.get(index) else {
             return false;
         };
+        if at + len >= GRANULES {
+            return self.reuse_long(word, granule, len);
+        }
+        let mut found = word.load(Ordering::Acquire);
+        loop {
+            // An area that ends within its first word is all of what the exchange looks at.
+            let is_it =
+                freed(found) >> at & 1 != 0 && (ends(found) >> at >> 1).trailing_zeros() + 1 == len;
+            if !is_it {
+                return false;
+            }
+            let live = found | body_bit(at);
+            match word.compare_exchange(found, live, Ordering::SeqCst, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(now) => found = now,
+            }
+        }
+    }
+
+    /// [`reuse`](Self::reuse) of an area that reaches the end of its first word.
+    #[inline(never)]
+    fn reuse_long(&self, word: &AtomicU64, granule: u32, len: u32) -> bool {
+        let (_, at) = locate(granule);
         let mut found = word.load(Ordering::Acquire);
         loop {
             if freed(found) >> at & 1 == 0 || self.end_in(found, granule) != granule + len {
@@ -300,8 +343,7 @@ impl Marks {
                 Err(now) => found = now,
             }
         }
-        // An area that ends within its first word is all of what the exchange has looked at.
-        if at + len < GRANULES || self.area_end(granule) == granule + len {
+        if self.area_end(granule) == granule + len {
             return true;
         }
         // Its granules have become those of another area while the words behind the first were looked at.
@@ -349,6 +391,14 @@ impl Marks {
         let end = pages.end;
         let page = bitmap::next_where(pages, |word| self.freed_pages[word].load(Ordering::Acquire));
         (page < end).then_some(page)
+    }
+
+    /// Whether the next sweep looks at the page of `granule`; see [`note`].
+    #[inline(always)]
+    pub(super) fn is_noted(&self, granule: u32) -> bool {
+        let (word, bit) = place(self.page_len.page(granule));
+        full_fence();
+        self.freed_pages[word].load(Ordering::Relaxed) & bit != 0
     }
 
     /// Has the page of `granule` looked at by the next sweep.

@@ -1,5 +1,6 @@
 //! One run through a script: with every check on, or with a clock.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use pcpu::stats::Stats;
@@ -8,7 +9,7 @@ use pcpu::{AllocFlags, Request};
 use super::check::Checker;
 use super::player::{Outcome, Player, Zeroing};
 use crate::error::CliError;
-use crate::script::{Action, Purpose, Step};
+use crate::script::{Action, Purpose};
 
 /// Steps between two reports of progress.
 const PROGRESS_STEPS: usize = 1024;
@@ -73,11 +74,13 @@ impl Checked {
 /// One line that names the trace's line, if a check fails.
 pub fn checked(player: &mut Player, mut progress: impl FnMut(u64)) -> Result<Checked, CliError> {
     let mut pass = CheckedPass::new(player);
-    for steps in player.script.steps.chunks(PROGRESS_STEPS) {
-        for step in steps {
-            pass.step(player, step)?;
+    let steps = player.script.steps.len();
+    for first in (0..steps).step_by(PROGRESS_STEPS) {
+        let some = first..steps.min(first + PROGRESS_STEPS);
+        progress(some.len() as u64);
+        for number in some {
+            pass.step(player, number)?;
         }
-        progress(steps.len() as u64);
     }
     Ok(pass.finish(player))
 }
@@ -115,20 +118,21 @@ impl CheckedPass {
         }
     }
 
-    fn step(&mut self, player: &mut Player, step: &Step) -> Result<(), CliError> {
-        if let Action::Free { area } = step.action
-            && let Some(live) = player.area(area)
+    fn step(&mut self, player: &mut Player, number: usize) -> Result<(), CliError> {
+        let step = &player.script.steps[number];
+        if let Action::Free { .. } = step.action
+            && let Some(live) = player.area(number)
         {
             player.dirty(live);
             self.checker.freed(live);
         }
         let cpu = player.cpu(step);
-        match (player.step(step)?, step.action) {
+        match (player.step(number)?, step.action) {
             (Outcome::Allocated(live), Action::Alloc { area, request }) => {
                 let at = self
                     .checker
                     .handed_out(&player.pcpu, &request, live, player.zeroing())
-                    .map_err(|what| player.failure(step, &what))?;
+                    .map_err(|what| player.failure(number, &what))?;
                 if step.purpose == Purpose::Op {
                     self.rows[area as usize] = self.found.placements.len();
                     self.found.placements.push(Placement {
@@ -212,11 +216,9 @@ pub fn timed(
         while next < player.script.steps.len() {
             let stretch = prepare(player, next, &mut known_areas);
             let start = Instant::now();
-            for step in stretch {
-                player.run(step)?;
-            }
+            player.run(stretch.clone())?;
             total += start.elapsed().saturating_sub(reading);
-            next += stretch.len();
+            next = stretch.end;
         }
         player.empty()?;
         progress();
@@ -224,21 +226,21 @@ pub fn timed(
     Ok(total)
 }
 
-/// The stretch of steps from `next` on, all areas written to that it frees. `known_areas` counts those of all stretches
-/// so far.
-fn prepare<'s>(player: &Player<'s>, next: usize, known_areas: &mut u32) -> &'s [Step] {
-    let rest = &player.script.steps[next..];
+/// The numbers of the stretch of steps from `next` on, all areas written to that it frees. `known_areas` counts those of all
+/// stretches so far.
+fn prepare(player: &Player<'_>, next: usize, known_areas: &mut u32) -> Range<usize> {
+    let steps = &player.script.steps;
     if player.zeroing() == Zeroing::Off {
-        return rest;
+        return next..steps.len();
     }
     let old_areas = *known_areas;
-    let ahead = &rest[..rest.len().min(LOOK_AHEAD_STEPS)];
-    for (index, step) in ahead.iter().enumerate() {
-        match step.action {
+    let ahead = next..steps.len().min(next + LOOK_AHEAD_STEPS);
+    for number in ahead.clone() {
+        match steps[number].action {
             Action::Alloc { .. } => *known_areas += 1,
-            Action::Free { area } if area >= old_areas => return &ahead[..index],
-            Action::Free { area } => {
-                if let Some(live) = player.area(area) {
+            Action::Free { area } if area >= old_areas => return next..number,
+            Action::Free { .. } => {
+                if let Some(live) = player.area(number) {
                     player.dirty(live);
                 }
             }

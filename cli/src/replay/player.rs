@@ -1,5 +1,6 @@
 //! The machine of a replay, and one step of a script on it.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -92,6 +93,42 @@ pub struct Setup {
     pub upkeep: UpkeepPace,
 }
 
+impl Setup {
+    /// The script's steps as this machine carries them out, whose CPUs have these seats.
+    fn moves(&self, script: &Script, seats: &[LockedSeat]) -> Vec<Move> {
+        let zeroing = match self.zeroing {
+            Zeroing::On => AllocFlags::empty(),
+            Zeroing::Off => AllocFlags::NO_ZERO,
+        };
+        // Allocations count up, and come before their frees.
+        let mut requests: Vec<Request> = Vec::with_capacity(script.areas as usize);
+        let adapted = |step: &Step| {
+            let (kind, area) = match step.action {
+                Action::Alloc { area, request } => {
+                    requests.push(request.with_flags(request.flags | zeroing));
+                    (Kind::Alloc, area)
+                }
+                Action::Free { area } => (Kind::Free, area),
+            };
+            let request = requests[area as usize];
+            Move {
+                kind,
+                area,
+                seat: seats[(step.cpu % self.cpus) as usize],
+                request,
+                flags: Area::new(NOWHERE, &request).flags,
+            }
+        };
+        script.steps.iter().map(adapted).collect()
+    }
+}
+
+fn numbers_of_allocs(moves: &[Move]) -> Vec<usize> {
+    let numbered = moves.iter().enumerate();
+    let allocs = numbered.filter(|(_, step)| step.kind == Kind::Alloc);
+    allocs.map(|(number, _)| number).collect()
+}
+
 impl Default for Setup {
     /// The machine that traces are replayed on if nothing else is asked for.
     fn default() -> Self {
@@ -119,7 +156,6 @@ pub struct Area {
 }
 
 impl Area {
-    #[inline]
     fn new(address: usize, request: &Request) -> Self {
         Self {
             address,
@@ -132,6 +168,29 @@ impl Area {
         }
     }
 }
+
+/// A step made ready for the clock: nothing is left to be worked out but where the area lies.
+#[derive(Debug, Clone, Copy)]
+struct Move {
+    kind: Kind,
+    /// The area's number.
+    area: u32,
+    /// Whose cache is used.
+    seat: LockedSeat,
+    /// What the area is, or was, asked for by.
+    request: Request,
+    /// How it is freed.
+    flags: FreeFlags,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Alloc,
+    Free,
+}
+
+/// Of an area that is not live: no neutral address.
+const NOWHERE: usize = 0;
 
 /// The message that a live area is not one to the allocator.
 #[cold]
@@ -160,12 +219,16 @@ pub struct Player<'s> {
     pub script: &'s Script,
     /// The allocator.
     pub pcpu: SimAllocator,
-    /// The CPUs, as the allocator's caches know them.
-    seats: Vec<LockedSeat>,
+    /// A CPU, as the allocator's caches know it.
+    seat: LockedSeat,
     setup: Setup,
     findings: &'static Findings,
-    /// Live areas by their numbers.
-    areas: Vec<Option<Area>>,
+    /// The script's steps, as this machine carries them out.
+    moves: Vec<Move>,
+    /// Where the areas lie, by their numbers.
+    addresses: Vec<usize>,
+    /// The numbers of the steps that allocate them.
+    asked: Vec<usize>,
     ops_since_upkeep: u32,
     /// What the first chunk alone takes.
     pages_at_start: u64,
@@ -194,16 +257,19 @@ impl<'s> Player<'s> {
         }
         // SAFETY: all seats of this instance are such.
         let seat = |cpu| unsafe { LockedSeat::new(pcpu.units(), CpuId::new(cpu)) };
-        let seats = (0..setup.cpus).map(seat).collect();
+        let seats: Vec<LockedSeat> = (0..setup.cpus).map(seat).collect();
+        let moves = setup.moves(script, &seats);
         Ok(Self {
             name,
             script,
             pages_at_start: pcpu.stats().populated_pages,
             pcpu,
-            seats,
+            seat: seats[0],
             setup: *setup,
             findings,
-            areas: vec![None; script.areas as usize],
+            asked: numbers_of_allocs(&moves),
+            moves,
+            addresses: vec![NOWHERE; script.areas as usize],
             ops_since_upkeep: 0,
         })
     }
@@ -223,109 +289,71 @@ impl<'s> Player<'s> {
         step.cpu % self.setup.cpus
     }
 
-    /// The live area with that number.
-    pub fn area(&self, number: u32) -> Option<Area> {
-        self.areas[number as usize]
+    /// The live area of the step of that number.
+    pub fn area(&self, number: usize) -> Option<Area> {
+        let Move { area, request, .. } = &self.moves[number];
+        let address = self.addresses[*area as usize];
+        (address != NOWHERE).then(|| Area::new(address, request))
     }
 
-    /// Carries out a step, and the upkeep after it.
+    /// Carries out the step of that number, and the upkeep after it.
     ///
     /// # Errors
     /// One line that names the trace's line, if the allocator does not take a live area back.
-    #[inline]
-    pub fn step(&mut self, step: &Step) -> Result<Outcome, CliError> {
-        let outcome = match step.action {
-            Action::Alloc { area, request } => self.allocate(step, area, request),
-            Action::Free { area } => match self.areas[area as usize].take() {
-                Some(live) => self
-                    .free(step, live)
-                    .map(|()| Outcome::Freed(live))
-                    .map_err(|what| self.failure(step, &what))?,
-                None => Outcome::Skipped,
-            },
-        };
-        self.keep_up(step.purpose);
-        Ok(outcome)
+    pub fn step(&mut self, number: usize) -> Result<Outcome, CliError> {
+        let before = self.area(number);
+        let refused = self.run(number..number + 1)?;
+        Ok(match (before, self.area(number)) {
+            (None, Some(area)) => Outcome::Allocated(area),
+            (Some(area), _) => Outcome::Freed(area),
+            (None, None) => refused.map_or(Outcome::Skipped, Outcome::Refused),
+        })
     }
 
-    fn allocate(&mut self, step: &Step, number: u32, request: Request) -> Outcome {
-        let request = self.adapted(&request);
-        match self.pcpu.allocate_at(self.seat(step), &request) {
-            Ok(address) => {
-                let area = Area::new(address, &request);
-                self.areas[number as usize] = Some(area);
-                Outcome::Allocated(area)
-            }
-            Err(error) => Outcome::Refused(error),
-        }
-    }
-
-    /// [`step`](Self::step) by the clock: nobody is told what it came to.
+    /// Carries out the steps of these numbers, each with the upkeep after it; the last refusal is the result.
     ///
     /// # Errors
     /// As [`step`](Self::step).
-    #[inline]
-    pub fn run(&mut self, step: &Step) -> Result<(), CliError> {
-        match &step.action {
-            Action::Alloc { area, request } => {
-                let request = self.adapted(request);
-                if let Ok(address) = self.pcpu.allocate_at(self.seat(step), &request) {
-                    self.areas[*area as usize] = Some(Area::new(address, &request));
-                }
-            }
-            Action::Free { area } => {
-                if let Some(live) = self.areas[*area as usize].take() {
+    pub fn run(&mut self, numbers: Range<usize>) -> Result<Option<AllocError>, CliError> {
+        let mut refused = None;
+        let first = numbers.start;
+        for (index, step) in self.moves[numbers].iter().enumerate() {
+            let address = &mut self.addresses[step.area as usize];
+            match step.kind {
+                Kind::Alloc => match self.pcpu.allocate_at(&step.seat, &step.request) {
+                    Ok(found) => *address = found,
+                    Err(error) => refused = Some(error),
+                },
+                Kind::Free if *address != NOWHERE => {
+                    let freed = core::mem::replace(address, NOWHERE);
                     // SAFETY: the area is live, and the replayer has no reference to its copies.
-                    let freed =
-                        unsafe { self.pcpu.free_at(self.seat(step), live.address, live.flags) };
-                    if let Err(error) = freed {
-                        return Err(self.failure(step, &not_taken_back(error)));
+                    if let Err(error) = unsafe { self.pcpu.free_at(&step.seat, freed, step.flags) }
+                    {
+                        return Err(self.failure(first + index, &not_taken_back(error)));
+                    }
+                }
+                Kind::Free => {}
+            }
+            match self.setup.upkeep {
+                UpkeepPace::WhenDue => self.pcpu.upkeep_if_due(),
+                UpkeepPace::Every(ops) => {
+                    let purpose = self.script.steps[first + index].purpose;
+                    self.ops_since_upkeep += u32::from(purpose == Purpose::Op);
+                    if self.ops_since_upkeep >= ops && self.pcpu.is_upkeep_due() {
+                        self.ops_since_upkeep = 0;
+                        self.pcpu.upkeep();
                     }
                 }
             }
         }
-        self.keep_up(step.purpose);
-        Ok(())
-    }
-
-    /// The request as this replay makes it.
-    #[inline]
-    fn adapted(&self, request: &Request) -> Request {
-        match self.setup.zeroing {
-            Zeroing::On => *request,
-            Zeroing::Off => request.with_flags(request.flags | AllocFlags::NO_ZERO),
-        }
-    }
-
-    fn free(&self, step: &Step, area: Area) -> Result<(), String> {
-        // SAFETY: the area is live, and the replayer has no reference to its copies.
-        unsafe { self.pcpu.free_at(self.seat(step), area.address, area.flags) }
-            .map_err(not_taken_back)
-    }
-
-    /// The seat of a step's CPU.
-    #[inline]
-    fn seat(&self, step: &Step) -> &LockedSeat {
-        &self.seats[self.cpu(step) as usize]
-    }
-
-    #[inline]
-    fn keep_up(&mut self, purpose: Purpose) {
-        match self.setup.upkeep {
-            UpkeepPace::WhenDue => self.pcpu.upkeep_if_due(),
-            UpkeepPace::Every(ops) => {
-                self.ops_since_upkeep += u32::from(purpose == Purpose::Op);
-                if self.ops_since_upkeep >= ops && self.pcpu.is_upkeep_due() {
-                    self.ops_since_upkeep = 0;
-                    self.pcpu.upkeep();
-                }
-            }
-        }
+        Ok(refused)
     }
 
     /// The message that something is wrong at a step.
-    pub fn failure(&self, step: &Step, what: &str) -> CliError {
-        CliError::Failed(format!("{}:{}: {what}", self.name, step.line))
+    #[cold]
+    pub fn failure(&self, number: usize, what: &str) -> CliError {
+        let line = self.script.steps[number].line;
+        CliError::Failed(format!("{}:{line}: {what}", self.name))
     }
 
     /// Writes to every copy of an area, so that whoever gets the memory next would see it.
@@ -341,7 +369,13 @@ impl<'s> Player<'s> {
     /// One line, if the allocator keeps something.
     pub fn empty(&mut self) -> Result<(), CliError> {
         let failed = |what: String| CliError::Failed(format!("{}: {what}", self.name));
-        for area in self.areas.iter_mut().filter_map(Option::take) {
+        for (address, number) in self.addresses.iter_mut().zip(&self.asked) {
+            if *address == NOWHERE {
+                continue;
+            }
+            let address = core::mem::replace(address, NOWHERE);
+            let step = &self.moves[*number];
+            let area = Area::new(address, &step.request);
             if self.setup.zeroing == Zeroing::On {
                 check::dirty(&self.pcpu, area);
             }
@@ -349,7 +383,7 @@ impl<'s> Player<'s> {
             unsafe { self.pcpu.free_with(area.address, area.flags) }
                 .map_err(|error| failed(not_taken_back(error)))?;
         }
-        self.pcpu.drain(&self.seats[0]);
+        self.pcpu.drain(&self.seat);
         self.pcpu.trim(0);
         self.ops_since_upkeep = 0;
         let stats = self.pcpu.stats();

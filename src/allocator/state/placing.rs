@@ -16,8 +16,10 @@ use crate::unit::GRANULE_BYTES;
 /// `MISALIGNED_PAGES` of the area map.
 const MISALIGNED_CHUNKS: u32 = 4;
 
-/// A hole that a run is put into has room for so many granules, or so many of its areas, if there is any such hole.
-const LEAST_GRANULES: u32 = 8;
+/// A hole that a run is put into has room for so many granules, or so many of its areas, if there is any such hole: less where
+/// memory is about as much as it ever was.
+const LEAST_GRANULES: u32 = 32;
+const LEAST_GRANULES_AT_PEAK: u32 = 8;
 const LEAST_SLOTS: u32 = 2;
 
 /// An area that has been taken, not handed out yet.
@@ -251,9 +253,13 @@ impl State {
         wanted: u32,
     ) -> Option<(Taken, u32)> {
         let (len, align) = (class.len(), class.align());
+        let least_granules = match self.is_near_peak() {
+            true => LEAST_GRANULES_AT_PEAK,
+            false => LEAST_GRANULES,
+        };
         loop {
             let longest = self.directory.longest_ready().saturating_sub(align - 1);
-            let least = (LEAST_GRANULES / len)
+            let least = (least_granules / len)
                 .clamp(LEAST_SLOTS, MAX_SLOTS)
                 .min(longest / len)
                 .min(wanted);

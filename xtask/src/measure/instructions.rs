@@ -3,7 +3,7 @@
 //! areas takes more or less, depending on how often they were replaced, and by more than the loop takes. Valgrind has no
 //! restartable sequences: the method is the portable one.
 //!
-//! A replay that zeroes writes to each area before it frees it, which counts as well.
+//! A replay that zeroes writes to each area before it frees it. Of it only the steps count.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -30,6 +30,9 @@ const PER_ROUND: [u64; 2] = [10, 110];
 /// one that matches calls another.
 const CHURN: &str = "*Churn*replace*";
 const PAIRS: &str = "*pcpu_workloads*areas*pairs*";
+
+/// `Player::run` of the program, which carries out steps.
+const STEPS: &str = "*replay*player*Player*run*";
 
 /// A line of the file.
 #[derive(Debug, Clone, Serialize)]
@@ -120,7 +123,7 @@ fn jobs(effort: Effort) -> Vec<Job> {
             jobs.push(Job {
                 subject,
                 args,
-                only: None,
+                only: zeroed.then_some(STEPS),
                 ops: Ops::OfReplay(repeats),
             });
         }
