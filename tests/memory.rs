@@ -320,6 +320,36 @@ fn the_template_needs_no_file() {
     }
 }
 
+/// A limit that comes when the instance is there already: no more is opened than is used from then on.
+#[test]
+fn a_limit_of_data_that_comes_late_is_kept() {
+    const CPUS: u32 = 64;
+    const UNIT_BYTES: u64 = 256 << 10;
+    if run_in_child("a_limit_of_data_that_comes_late_is_kept", |_| ()) {
+        return;
+    }
+    let data_bytes = || {
+        let status = fs::read_to_string("/proc/self/status").expect("every Linux has it");
+        field(&status, "VmData:")
+    };
+    let pcpu = instance(CPUS, &[]);
+    let limit = libc::rlimit {
+        rlim_cur: 1 << 40,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the call reads the structure only.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_DATA, &limit) }, 0);
+    let start = data_bytes();
+    // What is open from the start, and a little more.
+    let chunks = (2 << 20) / UNIT_BYTES + 2;
+    for _ in 0..chunks * UNIT_BYTES / (32 << 10) {
+        pcpu.allocate(&Request::new(32 << 10, 8))
+            .expect("there is room");
+    }
+    let grown = data_bytes() - start;
+    assert!(grown < 4 * u64::from(CPUS) * UNIT_BYTES, "{grown}");
+}
+
 /// A process whose data is limited: no more of the units is opened than is used, and where the limit is reached a request is
 /// refused, and nothing is lost.
 #[test]

@@ -98,9 +98,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             };
             if pair[1] == 0 {
                 let cpu = seat.cpu();
-                state.cache_cpus += u32::from(!self.units.with_runs.contains(cpu));
+                let is_new = !self.units.with_runs.contains(cpu);
                 match self.introduce(at, cpu) {
-                    true => continue,
+                    true => {
+                        state.cache_cpus += u32::from(is_new);
+                        continue;
+                    }
                     false => return Err(state),
                 }
             }

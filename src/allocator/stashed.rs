@@ -86,7 +86,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// Frees the area at `address`, which belongs to no run, and has the current CPU's stash name it. False if that is not
-    /// the way to free it; then nothing has changed.
+    /// the way to free it, or it is not live: then it is as it was, but for the link that may stand in it.
     #[inline]
     pub(super) fn free_to_stash(
         &self,
@@ -158,7 +158,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         // SAFETY: as in `take_stashed`.
         while let Some(bits) = unsafe { seat.peek_word(at) } {
             let stash = Stash::from_bits(bits);
-            if !stash.is_due(class.len()) {
+            // A CPU that has no memory has no stash: nobody writes to its copies.
+            let has_memory = || self.units.materialised().contains(seat.cpu());
+            if !stash.is_due(class.len()) || !has_memory() {
                 return;
             }
             // SAFETY: as above.

@@ -147,17 +147,20 @@ impl Mmap {
         let each = (0..units).map(|unit| first + unit * stride_bytes);
         let open_to = |end: usize| {
             let mut each = each.clone();
-            each.try_for_each(|unit| self.open(unit..unit + end * self.unit_bytes))
+            let open = |unit: usize| self.open(unit..unit + end * self.unit_bytes);
+            // The unit that could not be opened, if one could not.
+            each.try_for_each(|unit| open(unit).map_err(|error| (unit, error)))
         };
         let ample = self.open.at_set_up();
         let end = match open_to(ample) {
             Ok(()) => ample,
-            Err(_) => {
-                for unit in each.clone() {
+            Err((failed, _)) => {
+                // The others have no memory, nor access to it.
+                for unit in each.clone().take_while(|&unit| unit < failed) {
                     let end = unit + ample * self.unit_bytes;
                     self.close_behind(unit + self.unit_bytes..end);
                 }
-                open_to(1)?;
+                open_to(1).map_err(|(_, error)| error)?;
                 1
             }
         };

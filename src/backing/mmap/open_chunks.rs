@@ -7,7 +7,9 @@
 //! To open one chunk is a system call for every unit, which a process with many CPUs waits for longer than for all else that
 //! a chunk is made of. So they are opened many at a time, and stay open when they are released, until most of them are
 //! not needed. It costs addresses: what is open has no memory before it is touched. But it counts as data of the process, so
-//! where there is a limit to that (`ulimit -d`) chunks are opened one by one.
+//! where there is a limit to that (`ulimit -d`) chunks are opened one by one. Two things are not asked for: where all memory is locked
+//! (`mlockall`) what is open has memory at once, and where the system counts what may be touched (`vm.overcommit_memory=2`) it counts
+//! what is open.
 //!
 //! What always holds:
 //! - the chunks from 1 to `end` are open in every unit, and those behind are closed, but where the system would not close
@@ -49,6 +51,24 @@ enum Steps {
     Single,
 }
 
+impl Steps {
+    /// The smaller of two.
+    fn and(self, other: Self) -> Self {
+        match self {
+            Self::Doubling => other,
+            Self::Single => Self::Single,
+        }
+    }
+
+    /// What suits the process now.
+    fn of_process() -> Self {
+        match getrlimit(Resource::Data).current {
+            None => Self::Doubling,
+            Some(_) => Self::Single,
+        }
+    }
+}
+
 /// What changes about it.
 #[derive(Debug)]
 pub(super) struct State {
@@ -60,11 +80,7 @@ pub(super) struct State {
 impl OpenChunks {
     /// For a window of so many chunks. Nothing is open.
     pub(super) fn new(chunks: usize, unit_bytes: usize) -> Self {
-        let steps = match getrlimit(Resource::Data).current {
-            None => Steps::Doubling,
-            Some(_) => Steps::Single,
-        };
-        Self::with_steps(chunks, unit_bytes, steps)
+        Self::with_steps(chunks, unit_bytes, Steps::of_process())
     }
 
     fn with_steps(chunks: usize, unit_bytes: usize, steps: Steps) -> Self {
@@ -95,7 +111,8 @@ impl OpenChunks {
     /// How far to open the units where `chunk` is wanted, which is not open: the ends to be tried, one after the other.
     pub(super) fn wider(&self, state: &State, chunk: usize) -> [usize; 2] {
         let enough = chunk + 1;
-        let ample = match self.steps {
+        // The limit may have come since set-up.
+        let ample = match self.steps.and(Steps::of_process()) {
             Steps::Doubling => self.least.max(2 * state.end).min(self.chunks),
             Steps::Single => enough,
         };

@@ -481,6 +481,31 @@ fn where_the_system_does_not_open_much_the_chunk_is_opened_that_is_wanted_or_not
     }
 }
 
+/// Where all memory is locked as it comes, its pages are made zero by writing: not to units that were never opened.
+#[test]
+fn units_that_could_not_be_opened_are_left_alone() {
+    const NAME: &str = "backing::mmap::tests::units_that_could_not_be_opened_are_left_alone";
+    const IS_CHILD: &str = "PCPU_TEST_CHILD";
+    if std::env::var_os(IS_CHILD).is_none() {
+        // The lock is the whole process's.
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let status = child.args(["--exact", NAME]).env(IS_CHILD, "1").status();
+        assert!(status.unwrap().success());
+        return;
+    }
+    // SAFETY: a call without pointers.
+    if unsafe { libc::mlockall(libc::MCL_FUTURE) } != 0 {
+        std::println!("memory cannot be locked here");
+        return;
+    }
+    for failing in 0..CPUS {
+        faults::set(failing..failing + 1);
+        let machine = machine_of(2 * AT_SET_UP, Geometry::lines);
+        faults::set(0..0);
+        assert_eq!(machine.open_chunks(2 * AT_SET_UP), 1, "call {failing}");
+    }
+}
+
 /// One byte that is not zero, wherever it is, in parts of any length; what lies beside them stays.
 #[test]
 fn bytes_are_made_zero_and_no_others() {
