@@ -41,6 +41,10 @@ const NOT_UNDER_ADDRESS: &[(&str, &str)] = &[
         "modules",
         "it has cargo build shared libraries, which takes no sanitizer",
     ),
+    (
+        "mmap_faults",
+        "it refuses the process memory and address space, which the sanitizer needs itself",
+    ),
     ("valgrind", "it is another tool of the kind"),
 ];
 
