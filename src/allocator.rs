@@ -24,7 +24,7 @@ use crate::cpus::{Cpus, Units, UnitsLayout};
 use crate::directory::{Directory, DirectoryLayout};
 use crate::metadata::BlockLayout;
 use crate::places::{Places, PlacesLayout};
-use crate::request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
+use crate::request::{AllocError, CpuError, FreeError, FreeFlags, Request, SetupError};
 use crate::stats::EventHook;
 use crate::sync::{AtomicU8, Ordering};
 use crate::unit::{CpuId, FirstChunk, GRANULE_BYTES, Regions, UnitSizes};
@@ -414,11 +414,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if let Err(error) = result {
             self.refuse(request, error);
         }
-        self.upkeep_by_caller(
-            request
-                .flags
-                .intersects(AllocFlags::ATOMIC | AllocFlags::TRY),
-        );
+        self.keep_up_with(request);
         result
     }
 
@@ -444,7 +440,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// As [`free`](Self::free).
     pub unsafe fn free_with(&self, address: usize, flags: FreeFlags) -> Result<(), FreeError> {
         self.take_back(address, flags)?;
-        self.upkeep_by_caller(flags.intersects(FreeFlags::ATOMIC | FreeFlags::TRY));
+        self.keep_up_after(flags);
         Ok(())
     }
 
@@ -454,7 +450,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// As there.
     unsafe fn free_past_cache(&self, address: usize, flags: FreeFlags) -> Result<(), FreeError> {
         self.take_back_past_runs(address, flags)?;
-        self.upkeep_by_caller(flags.intersects(FreeFlags::ATOMIC | FreeFlags::TRY));
+        self.keep_up_after(flags);
         Ok(())
     }
 

@@ -150,13 +150,10 @@ impl Places {
     /// none. Otherwise the chunk, and the granule of its map, if that should be swept there.
     #[inline]
     pub(crate) fn free(&self, at: u32, granule: u32) -> Option<Option<(NonNull<Chunk>, u32)>> {
-        let Place::Chunk(chunk) = self.get(at) else {
-            return None;
-        };
-        // SAFETY: the metadata of a chunk stays until the end of the instance.
-        let (granule, freed) = unsafe { chunk.as_ref() }.free(granule)?;
+        let chunk = self.chunk(at)?;
+        let (granule, freed) = chunk.free(granule)?;
         self.note_place(at);
-        Some((freed == Freed::Ripe).then_some((chunk, granule)))
+        Some((freed == Freed::Ripe).then(|| (NonNull::from(chunk), granule)))
     }
 
     /// The live area that starts at `granule` of the unit in the chunk at `at`, if there is one.
@@ -196,9 +193,8 @@ impl Places {
 
     /// Has the page of `granule` of the unit in the chunk at `at` looked at by the next sweep.
     pub(crate) fn note(&self, at: u32, granule: u32) {
-        if let Place::Chunk(chunk) = self.get(at) {
-            // SAFETY: as in `free`.
-            unsafe { chunk.as_ref() }.note(granule);
+        if let Some(chunk) = self.chunk(at) {
+            chunk.note(granule);
             self.note_place(at);
         }
     }
@@ -206,9 +202,8 @@ impl Places {
     /// Has every page of the chunk at `at` looked at by the next sweep.
     #[cfg(all(feature = "std", target_os = "linux"))]
     pub(crate) fn note_all(&self, at: u32) {
-        if let Place::Chunk(chunk) = self.get(at) {
-            // SAFETY: as in `free`.
-            unsafe { chunk.as_ref() }.note_all();
+        if let Some(chunk) = self.chunk(at) {
+            chunk.note_all();
             self.note_place(at);
         }
     }

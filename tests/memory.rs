@@ -320,6 +320,22 @@ fn the_template_needs_no_file() {
     }
 }
 
+/// What counts as data of the process, in bytes.
+fn data_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("every Linux has it");
+    field(&status, "VmData:")
+}
+
+/// Limits the data of the process.
+fn limit_data(bytes: u64) {
+    let limit = libc::rlimit {
+        rlim_cur: bytes,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the call reads the structure only.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_DATA, &limit) }, 0);
+}
+
 /// A limit that comes when the instance is there already: no more is opened than is used from then on.
 #[test]
 fn a_limit_of_data_that_comes_late_is_kept() {
@@ -328,17 +344,8 @@ fn a_limit_of_data_that_comes_late_is_kept() {
     if run_in_child("a_limit_of_data_that_comes_late_is_kept", |_| ()) {
         return;
     }
-    let data_bytes = || {
-        let status = fs::read_to_string("/proc/self/status").expect("every Linux has it");
-        field(&status, "VmData:")
-    };
     let pcpu = instance(CPUS, &[]);
-    let limit = libc::rlimit {
-        rlim_cur: 1 << 40,
-        rlim_max: libc::RLIM_INFINITY,
-    };
-    // SAFETY: the call reads the structure only.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_DATA, &limit) }, 0);
+    limit_data(1 << 40);
     let start = data_bytes();
     // What is open from the start, and a little more.
     let chunks = (2 << 20) / UNIT_BYTES + 2;
@@ -361,26 +368,14 @@ fn a_limit_of_data_is_kept() {
     if run_in_child("a_limit_of_data_is_kept", |_| ()) {
         return;
     }
-    let data_bytes = || {
-        let status = fs::read_to_string("/proc/self/status").expect("every Linux has it");
-        field(&status, "VmData:")
-    };
-    let set_limit = |bytes| {
-        let limit = libc::rlimit {
-            rlim_cur: bytes,
-            rlim_max: libc::RLIM_INFINITY,
-        };
-        // SAFETY: the call reads the structure only.
-        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_DATA, &limit) }, 0);
-    };
     // One that is far away: what is not used is left to others all the same.
-    set_limit(1 << 40);
+    limit_data(1 << 40);
     let start = data_bytes();
     let pcpu = instance(CPUS, &[]);
     assert!(data_bytes() < start + u64::from(CPUS) * UNIT_BYTES * 5 / 4);
     drop(pcpu);
 
-    set_limit(data_bytes() + ROOM_BYTES);
+    limit_data(data_bytes() + ROOM_BYTES);
     let pcpu = instance(CPUS, &[]);
     let request = Request::new(32 << 10, 8);
     let mut areas = Vec::new();

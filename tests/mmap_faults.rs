@@ -185,7 +185,13 @@ fn build_failing() {
                 }
             }
             println!("{shape:?}, {count}: {refused} refused, {done_without} did without");
-            assert!(refused >= 1, "{shape:?}: {refused}");
+            // One that fails alone can be done without, or done anew; pages of single units cannot.
+            let least = match (shape.kind, count) {
+                (FirstChunkKind::Page, _) => 16,
+                (FirstChunkKind::Embed, 1) => 1,
+                (FirstChunkKind::Embed, _) => 5,
+            };
+            assert!(refused >= least, "{shape:?}: {refused}");
             // The template comes out of a file if it can.
             let is_embed = shape.kind == FirstChunkKind::Embed;
             assert!(!is_embed || count > 1 || done_without >= 4);

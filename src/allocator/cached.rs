@@ -23,42 +23,18 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if self.has_sign(WATCHED) {
             return self.allocate(request);
         }
-        let Some((caches, class)) = self.caches_for(request) else {
-            return self.allocate_past_cache(seat, request);
-        };
-        match self.take_from_run(caches, seat, request, class) {
+        match self.take_cached(seat, request) {
             Some(address) => {
                 self.keep_up_with(request);
                 Ok(address)
             }
-            None => self.allocate_past_run(seat, request, class),
+            None => self.allocate_past_cache(seat, request),
         }
     }
 
-    /// Serves what the current CPU's run cannot, from its stash if that can.
+    /// Runs the upkeep that is due after a request.
     #[inline]
-    fn allocate_past_run(
-        &self,
-        seat: &impl Seat,
-        request: &Request,
-        class: Class,
-    ) -> Result<usize, AllocError> {
-        let stashed = self
-            .caches
-            .as_ref()
-            .and_then(|caches| self.take_stashed(caches, seat, class, request.flags));
-        let Some(address) = stashed else {
-            return self.allocate_past_cache(seat, request);
-        };
-        if !request.flags.contains(AllocFlags::NO_ZERO) {
-            self.zero(address, class.len() as usize * GRANULE_BYTES);
-        }
-        self.keep_up_with(request);
-        Ok(address)
-    }
-
-    #[inline]
-    fn keep_up_with(&self, request: &Request) {
+    pub(super) fn keep_up_with(&self, request: &Request) {
         if self.has_sign(UPKEEP_DUE | SWEEP_DUE) {
             let hurry = AllocFlags::ATOMIC | AllocFlags::TRY;
             self.upkeep_by_caller(request.flags.intersects(hurry));
@@ -130,14 +106,16 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         Ok(())
     }
 
+    /// Runs the upkeep that is due after a free.
     #[inline]
-    fn keep_up_after(&self, flags: FreeFlags) {
+    pub(super) fn keep_up_after(&self, flags: FreeFlags) {
         if self.has_sign(UPKEEP_DUE | SWEEP_DUE) {
             self.upkeep_by_caller(flags.intersects(FreeFlags::ATOMIC | FreeFlags::TRY));
         }
     }
 
     /// An area out of the current CPU's cache.
+    #[inline]
     pub(super) fn take_cached(&self, seat: &impl Seat, request: &Request) -> Option<usize> {
         let (caches, class) = self.caches_for(request)?;
         if let Some(address) = self.take_from_run(caches, seat, request, class) {

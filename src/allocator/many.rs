@@ -14,7 +14,7 @@ use lock_api::{MutexGuard, RawMutex};
 use super::drain::may_drain;
 use super::hardened::{Hardened, told_apart};
 use super::state::State;
-use super::{PerCpuAllocator, SWEEP_DUE, UPKEEP_DUE, WATCHED};
+use super::{PerCpuAllocator, WATCHED};
 use crate::backing::Backing;
 use crate::cache::Seat;
 use crate::request::{AllocError, AllocFlags, FreeError, FreeFlags, FreeManyError, Request};
@@ -119,9 +119,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             cached += 1;
         }
         if cached == out.len() {
-            if self.has_sign(UPKEEP_DUE | SWEEP_DUE) {
-                self.upkeep_by_caller(is_hurried(request));
-            }
+            self.keep_up_with(request);
             return Ok(());
         }
         let (cached, rest) = out.split_at_mut(cached);
@@ -180,7 +178,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if let Err(error) = result {
             self.refuse(request, error);
         }
-        self.upkeep_by_caller(is_hurried(request));
+        self.keep_up_with(request);
         result
     }
 
@@ -401,12 +399,6 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             });
         }
     }
-}
-
-fn is_hurried(request: &Request) -> bool {
-    request
-        .flags
-        .intersects(AllocFlags::ATOMIC | AllocFlags::TRY)
 }
 
 /// Frees areas one after the other, up to the first that is refused.

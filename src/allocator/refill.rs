@@ -70,11 +70,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if let Err(error) = result {
             self.refuse(request, error);
         }
-        self.upkeep_by_caller(
-            request
-                .flags
-                .intersects(AllocFlags::ATOMIC | AllocFlags::TRY),
-        );
+        self.keep_up_with(request);
         result
     }
 
@@ -97,13 +93,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                 return Err(state);
             };
             if pair[1] == 0 {
-                let cpu = seat.cpu();
-                let is_new = !self.units.with_runs.contains(cpu);
-                match self.introduce(at, cpu) {
-                    true => {
-                        state.cache_cpus += u32::from(is_new);
-                        continue;
-                    }
+                match self.introduce(at, seat.cpu()) {
+                    true => continue,
                     false => return Err(state),
                 }
             }
@@ -153,7 +144,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// How many bytes a cache is filled with; also sets what a stash may name.
     fn set_sizes(&self, caches: &Caches, state: &State) -> u64 {
         let memory_bytes = state.stats.populated_pages * self.geometry.sizes.page_bytes() as u64;
-        let cpu_bytes = memory_bytes / u64::from(state.cache_cpus.max(1));
+        let cpu_bytes = memory_bytes / u64::from(self.units.with_runs.count().max(1));
         let stash_bytes = (cpu_bytes / STASH_SHARE).clamp(STASH_BYTES.start, STASH_BYTES.end);
         caches.set_stash_granules((stash_bytes / GRANULE_BYTES as u64) as u32);
         (cpu_bytes / FILL_SHARE).clamp(FILL_BYTES.start, FILL_BYTES.end)

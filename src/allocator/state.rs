@@ -68,8 +68,6 @@ pub(super) struct State {
     /// Populating and giving back under way, by phase.
     works: [u32; 2],
     phase: usize,
-    /// How many CPUs have ever had a run.
-    pub(super) cache_cpus: u32,
     /// Which areas belong to runs, and from one place to the next, in granules.
     cells: Option<(Cells, usize)>,
 }
@@ -102,7 +100,6 @@ impl State {
             rest_wanted: 0,
             works: [0; 2],
             phase: 0,
-            cache_cpus: 0,
             cells: None,
         }
     }

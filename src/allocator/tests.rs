@@ -5,6 +5,7 @@ use std::vec::Vec;
 use super::*;
 use crate::backing::sim::{Machine, SimAllocator};
 use crate::chunk::Membership;
+use crate::request::AllocFlags;
 use crate::unit::FirstChunkSpec;
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
