@@ -1,6 +1,6 @@
 //! Which areas belong to a run, and to which: looked up by address, without a lock.
 //!
-//! Addresses are divided into windows of 512 bytes. A window has areas of one run at most, and a cell that tells which. There
+//! Addresses are divided into windows of 128 bytes. A window has areas of one run at most, and a cell that tells which. There
 //! are far fewer cells than windows, a cell serves many; but never two at a time: where the cell of a window is taken by
 //! another run, the window's areas go without. So a look-up is one load: either the cell's run has the area, or no run has.
 //!
@@ -15,7 +15,7 @@ use crate::metadata::{BlockLayout, MetaSlice};
 use crate::sync::{AtomicU64, Ordering, full_fence};
 
 /// Granules of a window, as a shift.
-const WINDOW_SHIFT: u32 = 7;
+const WINDOW_SHIFT: u32 = 5;
 
 /// Layout of [`Cells`] in a metadata block.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +30,7 @@ impl CellsLayout {
         block: &mut BlockLayout,
         cpus: u32,
     ) -> Result<Self, core::alloc::LayoutError> {
-        let cells = (cpus as usize * 64).next_power_of_two().clamp(256, 4096);
+        let cells = (cpus as usize * 256).next_power_of_two().clamp(1024, 16384);
         Ok(Self {
             cells,
             at: block.array::<AtomicU64>(cells)?,
