@@ -186,7 +186,7 @@ fn full_chunks(criterion: &mut Criterion) {
             // SAFETY: the area is live, and nobody uses it.
             unsafe { pcpu.free(area) }.expect("the area is live");
         }
-        let parameter = format!("cpus=2 size={}", request.bytes);
+        let parameter = format!("cpus=2 size={}", request.bytes());
         group.bench_function(BenchmarkId::new(name, parameter), |bencher| {
             bencher.iter(|| {
                 let address = pcpu.allocate(black_box(&request)).expect("there is room");

@@ -44,10 +44,7 @@ fn replay(criterion: &mut Criterion) {
 /// multiples of 128 bytes: the few requests that want more (of 99,062 steps of numa32 25) get that.
 fn steps(trace: &[Op]) -> Vec<Step> {
     let limit = Sixteen::allocator().max_align_bytes();
-    let adapted = |request: Request| Request {
-        align: request.align.min(limit),
-        ..request
-    };
+    let adapted = |request: Request| request.with_size(request.bytes(), request.align().min(limit));
     let mut live: HashMap<u64, Vec<usize>> = HashMap::new();
     let (mut areas, mut steps) = (0, Vec::new());
     for op in trace {
@@ -81,7 +78,7 @@ fn run(steps: &[Step], zeroing: Zeroing, iters: u64) -> Duration {
         for step in steps {
             match *step {
                 Step::Allocate(request) => {
-                    let request = request.with_flags(request.flags | flags);
+                    let request = request.with_flags(request.flags() | flags);
                     areas.push(Some(Sixteen::allocate(&request).expect("there is room")));
                 }
                 Step::Free(area) => free(&mut areas[area]),

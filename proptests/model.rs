@@ -241,15 +241,15 @@ impl Run {
             Ok(address) => {
                 self.allocs += 1;
                 self.check_served(address, &request);
-                let region = request.flags & AllocFlags::RESERVED;
-                let bytes = request.bytes;
+                let region = request.flags() & AllocFlags::RESERVED;
+                let bytes = request.bytes();
                 self.live.insert(address, Area { bytes, region });
                 self.before = self.recount();
                 stamp(&self.pcpu, (address, bytes));
             }
             Err(error) => {
                 self.failures += 1;
-                let is_atomic = request.flags.contains(AllocFlags::ATOMIC);
+                let is_atomic = request.flags().contains(AllocFlags::ATOMIC);
                 self.atomic_failures += u64::from(is_atomic);
                 let after = self.recount();
                 self.check_refused(&request, error, &after);
@@ -263,8 +263,8 @@ impl Run {
         let mut batch = vec![0; count];
         match self.pcpu.allocate_many(&request, &mut batch) {
             Ok(()) => {
-                let region = request.flags & AllocFlags::RESERVED;
-                let bytes = request.bytes;
+                let region = request.flags() & AllocFlags::RESERVED;
+                let bytes = request.bytes();
                 for &address in &batch {
                     self.allocs += 1;
                     self.check_served(address, &request);
@@ -278,7 +278,7 @@ impl Run {
             Err(error) => {
                 assert!(count > 0, "{error}");
                 self.failures += 1;
-                let is_atomic = request.flags.contains(AllocFlags::ATOMIC);
+                let is_atomic = request.flags().contains(AllocFlags::ATOMIC);
                 self.atomic_failures += u64::from(is_atomic);
                 let after = self.recount();
                 if !self.check_wrong(&request, error, &after) {
@@ -292,10 +292,10 @@ impl Run {
     /// A batch that was refused has left no area; what memory it got may stay.
     fn check_refused_many(&self, request: &Request, error: AllocError, after: &Picture) {
         assert_eq!(self.before.areas, after.areas);
-        let flags = request.flags;
+        let flags = request.flags();
         match error {
             AllocError::ReservedExhausted { bytes, free_bytes } => {
-                assert!(flags.contains(AllocFlags::RESERVED) && bytes == request.bytes);
+                assert!(flags.contains(AllocFlags::RESERVED) && bytes == request.bytes());
                 assert!(free_bytes <= self.pcpu.sizes().regions().reserved.len());
             }
             AllocError::Busy => assert!(flags.contains(AllocFlags::TRY)),
@@ -363,12 +363,7 @@ impl Run {
     }
 
     fn check_served(&self, address: usize, request: &Request) {
-        let Request {
-            bytes,
-            align,
-            flags,
-            ..
-        } = *request;
+        let (bytes, align, flags) = (request.bytes(), request.align(), request.flags());
         assert!(bytes != 0 && bytes <= self.shape.policy.max_alloc_bytes);
         assert!(align.is_power_of_two() && align <= self.shape.page_bytes);
         let info = self.pcpu.address_info(address).expect("it is ours");
@@ -401,7 +396,7 @@ impl Run {
 
     /// Whether a request is one that nobody serves; panics unless it was refused for that.
     fn check_wrong(&self, request: &Request, error: AllocError, after: &Picture) -> bool {
-        let Request { bytes, align, .. } = *request;
+        let (bytes, align) = (request.bytes(), request.align());
         let limit_bytes = self.shape.policy.max_alloc_bytes;
         let wrong = if bytes == 0 {
             Some(AllocError::ZeroSize)
@@ -426,12 +421,7 @@ impl Run {
         if self.check_wrong(request, error, after) {
             return;
         }
-        let Request {
-            bytes,
-            align,
-            flags,
-            ..
-        } = *request;
+        let (bytes, align, flags) = (request.bytes(), request.align(), request.flags());
         let is_by_callers = self.shape.policy.upkeep == UpkeepBy::Callers;
         // Any hole at least this long serves the request wherever the hole begins.
         let enough = rounded(bytes) + align.max(GRANULE_BYTES) - GRANULE_BYTES;

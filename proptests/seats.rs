@@ -261,13 +261,13 @@ impl Run {
     /// Panics unless the model knows why a request was refused.
     fn check_alloc_error(&self, request: &Request, error: AllocError) {
         match error {
-            AllocError::Busy => assert!(request.flags.contains(AllocFlags::TRY)),
+            AllocError::Busy => assert!(request.flags().contains(AllocFlags::TRY)),
             // There is room for so many only.
             AllocError::Backing(_) => {}
             AllocError::TooLarge { limit_bytes, .. } => {
                 // Guards need room too.
                 assert!(matches!(self.front, Front::Hardened(..)), "{error}");
-                assert!(request.bytes > limit_bytes);
+                assert!(request.bytes() > limit_bytes);
             }
             error => panic!("{error}"),
         }
@@ -275,8 +275,8 @@ impl Run {
 
     /// Looks at an area that was handed out, and fills it.
     fn take_over(&mut self, address: usize, request: &Request) {
-        let bytes = request.bytes;
-        assert!(address.is_multiple_of(request.align.max(GRANULE_BYTES)));
+        let bytes = request.bytes();
+        assert!(address.is_multiple_of(request.align().max(GRANULE_BYTES)));
         if let Some((&below, &len)) = self.live.range(..address + rounded(bytes)).next_back() {
             assert!(
                 below + rounded(len) <= address,
@@ -285,7 +285,7 @@ impl Run {
         }
         for cpu in self.pcpu.units().possible().iter() {
             let is_there = self.pcpu.units().materialised().contains(cpu);
-            if !is_there || !request.flags.contains(AllocFlags::NO_ZERO) {
+            if !is_there || !request.flags().contains(AllocFlags::NO_ZERO) {
                 self.assert_filled((address, bytes), cpu, 0);
             }
             if is_there {

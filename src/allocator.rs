@@ -28,6 +28,7 @@ use crate::request::{AllocError, CpuError, FreeError, FreeFlags, Request, SetupE
 use crate::stats::EventHook;
 use crate::sync::{AtomicU8, Ordering};
 use crate::unit::{CpuId, FirstChunk, GRANULE_BYTES, Regions, UnitSizes};
+use cached::Served;
 use hardened::Hardened;
 use runs::Caches;
 use state::{Batch, State};
@@ -166,6 +167,7 @@ pub struct PerCpuAllocator<B: Backing, R: RawMutex> {
     geometry: Geometry,
     policy: Policy,
     state: Mutex<R, State>,
+    served: Served,
     caches: Option<Caches>,
     hardened: Option<Hardened<R>>,
     /// Read without the lock: what is out of the ordinary.
@@ -311,6 +313,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             geometry,
             policy,
             state: Mutex::new(state),
+            served: Served::default(),
             caches: None,
             hardened: None,
             signs: AtomicU8::new(UPKEEP_DUE),
@@ -396,7 +399,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
         let mut state = self.state.lock();
         state.hook = hook;
-        self.set_sign(WATCHED, hook.is_some() || self.is_hardened());
+        self.set_watched(hook.is_some() || self.is_hardened());
     }
 
     /// Serves a request: returns the neutral address of an area, which is zero on every materialised CPU unless

@@ -257,12 +257,6 @@ impl Chunk {
         self.marks.note_page_of(granule)
     }
 
-    /// Counts a freed area of the page of `granule` of the map, and has the page looked at by the next sweep.
-    #[inline]
-    pub(crate) fn ripen(&self, granule: u32) -> Freed {
-        self.marks.ripen(granule)
-    }
-
     /// Marks the live area that starts at `granule` of the unit as freed, and has nobody sweep it; false if there is none.
     #[inline]
     pub(crate) fn mark(&self, granule: u32) -> bool {

@@ -4,6 +4,7 @@
 //! A chunk's metadata stays where it is for as long as the instance lives, also when the chunk itself is gone: whoever
 //! frees an address that is wrong by now looks at marks that say so. Only the holder of the lock changes the table.
 
+use core::marker::PhantomData;
 use core::ptr::NonNull;
 
 use crate::chunk::{Chunk, Freed, Seen, note};
@@ -23,28 +24,30 @@ pub(crate) enum Place {
     Chunk(NonNull<Chunk>),
 }
 
-/// In an entry without a chunk: the place is busy.
-const BUSY: usize = 1;
-/// In an entry with a chunk: it is parked.
-const PARKED: usize = 1;
+/// In an entry: it is not that of a chunk in use, and the rest of it says what it is. So one look tells whether there is one.
+const NO_CHUNK: usize = 1;
+/// The rest of a busy place's entry; 0 is that of a vacant one, and the others are those of parked chunks.
+const BUSY: usize = 2;
+
+const _: () = assert!(align_of::<Chunk>() > BUSY);
 
 impl Place {
     fn encode(self) -> *mut Chunk {
         match self {
-            Self::Vacant => core::ptr::null_mut(),
-            Self::Busy => core::ptr::without_provenance_mut(BUSY),
+            Self::Vacant => core::ptr::without_provenance_mut(NO_CHUNK),
+            Self::Busy => core::ptr::without_provenance_mut(NO_CHUNK | BUSY),
             Self::Chunk(chunk) => chunk.as_ptr(),
-            Self::Parked(chunk) => chunk.as_ptr().map_addr(|address| address | PARKED),
+            Self::Parked(chunk) => chunk.as_ptr().map_addr(|address| address | NO_CHUNK),
         }
     }
 
     fn decode(entry: *mut Chunk) -> Self {
-        let is_tagged = entry.addr() & PARKED != 0;
-        match NonNull::new(entry.map_addr(|address| address & !PARKED)) {
-            None if is_tagged => Self::Busy,
+        let is_chunk = entry.addr() & NO_CHUNK == 0;
+        match NonNull::new(entry.map_addr(|address| address & !NO_CHUNK)) {
             None => Self::Vacant,
-            Some(chunk) if is_tagged => Self::Parked(chunk),
-            Some(chunk) => Self::Chunk(chunk),
+            Some(chunk) if is_chunk => Self::Chunk(chunk),
+            Some(rest) if rest.addr().get() == BUSY => Self::Busy,
+            Some(chunk) => Self::Parked(chunk),
         }
     }
 }
@@ -94,7 +97,9 @@ impl Places {
         // SAFETY: the offsets come from laying these arrays out in this block (promise of the caller).
         unsafe {
             Self {
-                entries: MetaSlice::filled(block, layout.entries_at, places, AtomicPtr::default),
+                entries: MetaSlice::filled(block, layout.entries_at, places, || {
+                    AtomicPtr::new(Place::Vacant.encode())
+                }),
                 freed: MetaSlice::filled(block, layout.freed_at, words, AtomicU64::default),
                 freed_words: MetaSlice::filled(block, layout.freed_words_at, 1, AtomicU64::default),
             }
@@ -133,12 +138,12 @@ impl Places {
 
     /// The chunk at `at`, if there is one.
     #[inline]
-    fn chunk(&self, at: u32) -> Option<&Chunk> {
-        match self.get(at) {
-            // SAFETY: the metadata of a chunk stays until the end of the instance.
-            Place::Chunk(chunk) => Some(unsafe { chunk.as_ref() }),
-            Place::Vacant | Place::Parked(_) | Place::Busy => None,
-        }
+    fn chunk(&self, at: u32) -> Option<Found<'_>> {
+        let entry = self.entries.get(at as usize)?.load(Ordering::Acquire);
+        (entry.addr() & NO_CHUNK == 0).then_some(Found {
+            entry,
+            places: PhantomData,
+        })
     }
 
     /// Puts `place` at `at`. For the holder of the lock.
@@ -150,7 +155,7 @@ impl Places {
     /// none. Otherwise the chunk, and the granule of its map, if that should be swept there.
     #[inline]
     pub(crate) fn free(&self, at: u32, granule: u32) -> Option<Option<(NonNull<Chunk>, u32)>> {
-        let chunk = self.chunk(at)?;
+        let chunk = self.chunk(at)?.chunk();
         let (granule, freed) = chunk.free(granule)?;
         self.note_place(at);
         Some((freed == Freed::Ripe).then(|| (NonNull::from(chunk), granule)))
@@ -159,7 +164,7 @@ impl Places {
     /// The live area that starts at `granule` of the unit in the chunk at `at`, if there is one.
     #[inline]
     pub(crate) fn live_area(&self, at: u32, granule: u32) -> Option<LiveArea<'_>> {
-        let chunk = self.chunk(at)?;
+        let chunk = self.chunk(at)?.chunk();
         let (granule, (len, seen)) = chunk.live_area(granule)?;
         Some(LiveArea {
             chunk,
@@ -171,30 +176,32 @@ impl Places {
     }
 
     /// Makes the freed area of `len` granules live again that starts at `granule` of the unit in the chunk at `at`; false if
-    /// there is none.
+    /// there is none, and whoever asks says so by [`note_chunk`](Self::note_chunk) then.
     #[inline]
     pub(crate) fn reuse(&self, at: u32, granule: u32, len: u32) -> bool {
-        let Some(chunk) = self.chunk(at) else {
-            return false;
-        };
-        let is_reused = chunk.reuse(granule, len);
-        if !is_reused {
+        self.chunk(at)
+            .is_some_and(|found| found.chunk().reuse(granule, len))
+    }
+
+    /// Has the chunk at `at`, if there is one, looked at by the next sweep.
+    pub(crate) fn note_chunk(&self, at: u32) {
+        if self.chunk(at).is_some() {
             self.note_place(at);
         }
-        is_reused
     }
 
     /// Marks the live area that starts at `granule` of the unit in the chunk at `at` as freed, and has nobody sweep it; false
     /// if there is none.
     #[inline]
     pub(crate) fn mark(&self, at: u32, granule: u32) -> bool {
-        self.chunk(at).is_some_and(|chunk| chunk.mark(granule))
+        self.chunk(at)
+            .is_some_and(|found| found.chunk().mark(granule))
     }
 
     /// Has the page of `granule` of the unit in the chunk at `at` looked at by the next sweep.
     pub(crate) fn note(&self, at: u32, granule: u32) {
         if let Some(chunk) = self.chunk(at) {
-            chunk.note(granule);
+            chunk.chunk().note(granule);
             self.note_place(at);
         }
     }
@@ -203,7 +210,7 @@ impl Places {
     #[cfg(all(feature = "std", target_os = "linux"))]
     pub(crate) fn note_all(&self, at: u32) {
         if let Some(chunk) = self.chunk(at) {
-            chunk.note_all();
+            chunk.chunk().note_all();
             self.note_place(at);
         }
     }
@@ -244,8 +251,25 @@ impl Places {
     }
 }
 
+/// The chunk of a place. An `Option` of a reference is compared with null again by whoever takes it apart.
+#[derive(Debug, Clone, Copy)]
+struct Found<'a> {
+    /// Is a chunk's.
+    entry: *mut Chunk,
+    /// Whose table it is in.
+    places: PhantomData<&'a Places>,
+}
+
+impl<'a> Found<'a> {
+    #[inline(always)]
+    fn chunk(self) -> &'a Chunk {
+        // SAFETY: the metadata of a chunk stays until the end of the instance.
+        unsafe { &*self.entry }
+    }
+}
+
 /// A live area, as somebody has found it without the lock. It stays live for as long as nobody frees it.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct LiveArea<'a> {
     chunk: &'a Chunk,
     place: u32,
@@ -256,20 +280,15 @@ pub(crate) struct LiveArea<'a> {
 }
 
 impl LiveArea<'_> {
-    /// The place of its chunk.
-    pub(crate) fn place(&self) -> u32 {
-        self.place
-    }
-
     /// In granules.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn len(&self) -> u32 {
         self.len
     }
 
     /// Marks it as freed; false if somebody else was first. Whoever does says so by [`note`](Self::note) or
-    /// [`ripen`](Self::ripen) then.
-    #[inline]
+    /// [`Places::note`] then.
+    #[inline(always)]
     pub(crate) fn end(&self) -> bool {
         self.chunk.end(self.granule, &self.seen)
     }
@@ -279,23 +298,37 @@ impl LiveArea<'_> {
     pub(crate) fn note(&self, places: &Places) {
         // Whoever noted the page before notes the place too; for a chunk that has come in the place of another, who entered it.
         if !self.chunk.is_noted(self.granule) {
-            self.note_first(places);
+            note_first(places, self.chunk, self.place, self.granule);
         }
     }
+}
 
-    /// [`note`](Self::note) for the first of its page.
-    #[inline(never)]
-    fn note_first(&self, places: &Places) {
-        if self.chunk.note_granule(self.granule) {
-            places.note_place(self.place);
-        }
+/// [`LiveArea::note`] for the first of its page.
+#[inline(never)]
+fn note_first(places: &Places, chunk: &Chunk, place: u32, granule: u32) {
+    if chunk.note_granule(granule) {
+        places.note_place(place);
     }
+}
 
-    /// [`note`](Self::note), and what should be swept at once, if anything: a granule of the chunk's map.
-    #[inline]
-    pub(crate) fn ripen(&self, places: &Places) -> Option<(NonNull<Chunk>, u32)> {
-        let freed = self.chunk.ripen(self.granule);
-        places.note_place(self.place);
-        (freed == Freed::Ripe).then(|| (NonNull::from(self.chunk), self.granule))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_read_as_it_was_written() {
+        let chunk = NonNull::without_provenance(core::num::NonZero::new(4096).unwrap());
+        for place in [
+            Place::Vacant,
+            Place::Busy,
+            Place::Chunk(chunk),
+            Place::Parked(chunk),
+        ] {
+            let entry = place.encode();
+            let is_chunk = matches!(place, Place::Chunk(_));
+            assert_eq!(entry.addr() & NO_CHUNK == 0, is_chunk);
+            let read = Place::decode(entry);
+            assert_eq!(std::format!("{read:?}"), std::format!("{place:?}"));
+        }
     }
 }

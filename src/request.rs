@@ -8,6 +8,7 @@ use core::mem::{align_of, size_of};
 use bitflags::bitflags;
 
 use crate::backing::{BackingError, Context, Window};
+use crate::cache::CacheKey;
 use crate::unit::CpuId;
 
 bitflags! {
@@ -43,16 +44,17 @@ bitflags! {
 }
 
 /// A request for an area.
+///
+/// What a CPU's cache goes by is worked out when a request is made: one that is asked for often should be a constant, or made
+/// once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
-    /// Size of each CPU's copy, in bytes.
-    pub bytes: usize,
-    /// Alignment in bytes: a power of two.
-    pub align: usize,
-    /// How to serve it.
-    pub flags: AllocFlags,
-    /// Passed on to the event hook: who asks (a call site, an account). The allocator makes nothing of it.
-    pub owner: usize,
+    pub(crate) bytes: usize,
+    pub(crate) align: usize,
+    pub(crate) flags: AllocFlags,
+    pub(crate) owner: usize,
+    /// Follows from the others: requests are made by [`made`](Self::made) only.
+    pub(crate) key: CacheKey,
 }
 
 /// The request for a layout, which cannot mix up size and alignment.
@@ -72,24 +74,64 @@ impl From<Layout> for Request {
 
 impl Request {
     /// A request for so many bytes, so aligned, that may sleep, for zeroed memory of the dynamic regions.
+    #[inline]
     pub const fn new(bytes: usize, align: usize) -> Self {
+        Self::made(bytes, align, AllocFlags::empty(), 0)
+    }
+
+    #[inline]
+    const fn made(bytes: usize, align: usize, flags: AllocFlags, owner: usize) -> Self {
         Self {
             bytes,
             align,
-            flags: AllocFlags::empty(),
-            owner: 0,
+            flags,
+            owner,
+            key: CacheKey::of(bytes, align, flags),
         }
     }
 
+    /// Size of each CPU's copy, in bytes.
+    #[inline]
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Alignment in bytes: a power of two.
+    #[inline]
+    pub const fn align(&self) -> usize {
+        self.align
+    }
+
+    /// How to serve it.
+    #[inline]
+    pub const fn flags(&self) -> AllocFlags {
+        self.flags
+    }
+
+    /// Passed on to the event hook: who asks (a call site, an account). The allocator makes nothing of it.
+    #[inline]
+    pub const fn owner(&self) -> usize {
+        self.owner
+    }
+
     /// The request for a `T`.
+    #[inline]
     pub const fn of<T>() -> Self {
         Self::new(size_of::<T>(), align_of::<T>())
     }
 
+    /// The same request for so many bytes, so aligned.
+    #[must_use]
+    #[inline]
+    pub const fn with_size(self, bytes: usize, align: usize) -> Self {
+        Self::made(bytes, align, self.flags, self.owner)
+    }
+
     /// The same request with `flags`.
     #[must_use]
+    #[inline]
     pub const fn with_flags(self, flags: AllocFlags) -> Self {
-        Self { flags, ..self }
+        Self::made(self.bytes, self.align, flags, self.owner)
     }
 
     /// The same request with a tag for the event hook.

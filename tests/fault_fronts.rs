@@ -260,14 +260,14 @@ impl Owner {
         match op {
             Allocate(cpu, request) => {
                 let served = self.pcpu.allocate_at(&self.seat(cpu), &request);
-                self.take_over(&[served.map_err(Failure::Alloc)?], request.bytes);
+                self.take_over(&[served.map_err(Failure::Alloc)?], request.bytes());
             }
             AllocateMany(cpu, request, count) => {
                 let mut areas = vec![0; count];
                 self.pcpu
                     .allocate_many_at(&self.seat(cpu), &request, &mut areas)
                     .map_err(Failure::Alloc)?;
-                self.take_over(&areas, request.bytes);
+                self.take_over(&areas, request.bytes());
             }
             Free(cpu, first, count) => {
                 let areas: Vec<_> = self.live.drain(first..first + count).collect();

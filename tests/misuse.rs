@@ -309,7 +309,7 @@ fn nonsense_is_not_served() {
             AllocFlags::ATOMIC,
             AllocFlags::RESERVED,
         ] {
-            let request = request.with_flags(request.flags | flags);
+            let request = request.with_flags(request.flags() | flags);
             let failures = pcpu.stats().failures;
             let result = refused(&pcpu, || pcpu.allocate(&request));
             assert_eq!(result, Err(error), "{request:?}");

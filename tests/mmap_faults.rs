@@ -292,13 +292,13 @@ impl Owner {
         match op {
             Allocate(request) => {
                 let area = self.pcpu.allocate_at(&self.seat(), &request)?;
-                self.take_over(&[area], request.bytes);
+                self.take_over(&[area], request.bytes());
             }
             AllocateMany(request, count) => {
                 let mut areas = vec![0; count];
                 self.pcpu
                     .allocate_many_at(&self.seat(), &request, &mut areas)?;
-                self.take_over(&areas, request.bytes);
+                self.take_over(&areas, request.bytes());
             }
             Free(first, count) => {
                 let areas: Vec<_> = self.live.drain(first..first + count).collect();

@@ -146,11 +146,11 @@ impl Run {
     ) -> usize {
         let address = pcpu.allocate(request);
         let address = address.unwrap_or_else(|error| panic!("{request:?}: {error}"));
-        assert!(address.is_multiple_of(request.align));
-        let below = live.range(..address + request.bytes).next_back();
+        assert!(address.is_multiple_of(request.align()));
+        let below = live.range(..address + request.bytes()).next_back();
         assert!(below.is_none_or(|(&other, &bytes)| other + bytes <= address));
-        live.insert(address, request.bytes);
-        let area = (address, request.bytes);
+        live.insert(address, request.bytes());
+        let area = (address, request.bytes());
         for cpu in self.cpus_looked_at() {
             assert_zero(pcpu, area, cpu);
         }

@@ -102,8 +102,8 @@ fn peak(script: &Script) -> Peak {
         }
         match step.action {
             Action::Alloc { area, request } => {
-                sizes[area as usize] = request.bytes;
-                live_bytes += request.bytes;
+                sizes[area as usize] = request.bytes();
+                live_bytes += request.bytes();
             }
             Action::Free { area } => live_bytes -= sizes[area as usize],
         }

@@ -208,7 +208,11 @@ fn write_placements(out: &mut impl Write, checked: &Checked, columns: Columns) -
         write!(
             out,
             "{id},{},{},{},{},{},",
-            at.0, at.1, request.bytes, request.align, row.alloc_op
+            at.0,
+            at.1,
+            request.bytes(),
+            request.align(),
+            row.alloc_op
         )?;
         if let Some(op) = row.free_op {
             write!(out, "{op}")?;

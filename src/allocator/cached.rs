@@ -6,8 +6,9 @@ use lock_api::RawMutex;
 use super::runs::Caches;
 use super::{PerCpuAllocator, SWEEP_DUE, UPKEEP_DUE, WATCHED};
 use crate::backing::Backing;
-use crate::cache::{Class, REACH_GRANULES, Run, Seat};
+use crate::cache::{Class, ClassLimit, REACH_GRANULES, Run, Seat};
 use crate::request::{AllocError, AllocFlags, FreeError, FreeFlags, Request};
+use crate::sync::{AtomicU64, Ordering};
 use crate::this_cpu::Put;
 use crate::this_cpu::slots::FRESH;
 use crate::unit::GRANULE_BYTES;
@@ -20,6 +21,22 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// As [`allocate`](Self::allocate).
     #[inline]
     pub fn allocate_at(&self, seat: &impl Seat, request: &Request) -> Result<usize, AllocError> {
+        let Some((caches, class)) = self.served.class_of(request, &self.caches) else {
+            return self.allocate_unusual(seat, request);
+        };
+        match self.take_of_class(caches, seat, request, class) {
+            Some(address) => {
+                self.keep_up_with(request);
+                Ok(address)
+            }
+            None => self.allocate_past_cache(seat, request),
+        }
+    }
+
+    /// [`allocate_at`](Self::allocate_at) where it takes a closer look whether the cache serves such a request.
+    #[cold]
+    #[inline(never)]
+    fn allocate_unusual(&self, seat: &impl Seat, request: &Request) -> Result<usize, AllocError> {
         if self.has_sign(WATCHED) {
             return self.allocate(request);
         }
@@ -55,10 +72,13 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         address: usize,
         flags: FreeFlags,
     ) -> Result<(), FreeError> {
-        let Some((caches, granule)) = self.caches_of(address, flags) else {
+        let granule = self.granule_of(address);
+        let caches = self.served.caches_at(granule, &self.caches);
+        let Some(caches) = caches.filter(|_| is_usual(flags)) else {
             // SAFETY: the promise of the caller.
-            return unsafe { self.free_past_cache(address, flags) };
+            return unsafe { self.free_unusual(seat, address, flags) };
         };
+        let granule = granule as u32;
         let Some((run, slot)) = caches.cells.find(granule) else {
             if self.free_to_stash(caches, seat, address, granule) {
                 self.keep_up_after(flags);
@@ -67,7 +87,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             // SAFETY: the promise of the caller.
             return unsafe { self.free_past_cache(address, flags) };
         };
-        let put = self.put_cached(caches, seat, (run, slot));
+        if run.is_shared() {
+            return self.free_shared(seat, address, flags, run, slot);
+        }
+        let at = caches.table + run.class().table_offset();
+        // SAFETY: as in `take_from_run`.
+        let put = unsafe { seat.put_slot(at, run.bits(), 1 << slot, &caches.gate) };
         if put == Put::Done {
             self.keep_up_after(flags);
             return Ok(());
@@ -75,7 +100,53 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         self.free_not_put(caches, seat, (address, flags), (run, slot), put)
     }
 
+    /// [`free_at`](Self::free_at) while caches are passed by: a hook is told with the lock held.
+    ///
+    /// # Safety
+    /// As there.
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_unusual(
+        &self,
+        seat: &impl Seat,
+        address: usize,
+        flags: FreeFlags,
+    ) -> Result<(), FreeError> {
+        let caches = self.caches_of(address, flags);
+        let found =
+            caches.and_then(|(caches, granule)| Some((caches, caches.cells.find(granule)?)));
+        match found {
+            Some((_, (run, slot))) if run.is_shared() => {
+                self.free_shared(seat, address, flags, run, slot)
+            }
+            Some((caches, found)) => {
+                self.free_not_put(caches, seat, (address, flags), found, Put::Elsewhere)
+            }
+            // SAFETY: the promise of the caller.
+            None => unsafe { self.free_past_cache(address, flags) },
+        }
+    }
+
+    /// Frees an area of a shared run, and notes whether that was another CPU.
+    #[inline(never)]
+    fn free_shared(
+        &self,
+        seat: &impl Seat,
+        address: usize,
+        flags: FreeFlags,
+        run: Run,
+        slot: u32,
+    ) -> Result<(), FreeError> {
+        if let Some(caches) = &self.caches {
+            self.free_in_run(caches, address, flags, (run, slot))?;
+            self.note_foreign(caches, seat, (run, slot));
+        }
+        self.keep_up_after(flags);
+        Ok(())
+    }
+
     /// Frees an area of a run that could not be put back at once.
+    #[cold]
     #[inline(never)]
     fn free_not_put(
         &self,
@@ -85,20 +156,16 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         (run, slot): (Run, u32),
         put: Put,
     ) -> Result<(), FreeError> {
-        let is_shared = run.is_shared();
         let put = match put {
-            Put::Elsewhere if !is_shared => self.put_or_share(seat, flags, (run, slot))?,
+            Put::Elsewhere => self.put_or_share(seat, flags, (run, slot))?,
             put => put,
         };
         match put {
             Put::Done => {}
             Put::WasFree => return Err(FreeError::NotAllocated { address }),
             Put::Elsewhere => {
-                match is_shared {
-                    true => self.free_in_run(caches, address, flags, (run, slot))?,
-                    // It is shared now, or no more.
-                    false => self.take_back(address, flags)?,
-                }
+                // It is shared now, or no more.
+                self.take_back(address, flags)?;
                 self.note_foreign(caches, seat, (run, slot));
             }
         }
@@ -118,10 +185,22 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     #[inline]
     pub(super) fn take_cached(&self, seat: &impl Seat, request: &Request) -> Option<usize> {
         let (caches, class) = self.caches_for(request)?;
+        self.take_of_class(caches, seat, request, class)
+    }
+
+    /// An area of a class out of the current CPU's cache.
+    #[inline(always)]
+    fn take_of_class(
+        &self,
+        caches: &Caches,
+        seat: &impl Seat,
+        request: &Request,
+        class: Class,
+    ) -> Option<usize> {
         if let Some(address) = self.take_from_run(caches, seat, request, class) {
             return Some(address);
         }
-        let address = self.take_stashed(caches, seat, class, request.flags)?;
+        let address = self.take_stashed(caches, seat, request, class)?;
         if !request.flags.contains(AllocFlags::NO_ZERO) {
             self.zero(address, class.len() as usize * GRANULE_BYTES);
         }
@@ -137,11 +216,13 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         request: &Request,
         class: Class,
     ) -> Option<usize> {
-        let at = caches.table + class.table_offset();
+        let at = caches.table + request.key.run_at();
         // SAFETY: the table lives on every CPU, and its pairs are changed by a seat's operations with this gate only.
         let [slots, run] = unsafe { seat.take_slot(at, class.bits(), Class::MASK, &caches.gate)? };
-        let granule = Run::from_bits(run).base() + slots.trailing_zeros() * class.len();
-        let address = self.geometry.window.base + granule as usize * GRANULE_BYTES;
+        // Whatever waits for the slot comes last.
+        let base = self.geometry.window.base + Run::from_bits(run).base() as usize * GRANULE_BYTES;
+        let from_base = slots.trailing_zeros() * request.key.len();
+        let address = base + from_base as usize * GRANULE_BYTES;
         if slots & FRESH == 0 && !request.flags.contains(AllocFlags::NO_ZERO) {
             self.zero(address, class.len() as usize * GRANULE_BYTES);
         }
@@ -152,36 +233,82 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     #[inline]
     pub(super) fn caches_of(&self, address: usize, flags: FreeFlags) -> Option<(&Caches, u32)> {
         let caches = self.caches.as_ref()?;
-        let is_usual = (FreeFlags::ATOMIC | FreeFlags::TRY).contains(flags);
-        let from_base = address.wrapping_sub(self.geometry.window.base);
-        // Less than a granule counts too.
-        let granule = from_base.rotate_right(GRANULE_BYTES.trailing_zeros());
-        (granule < REACH_GRANULES && is_usual).then_some((caches, granule as u32))
+        let granule = self.granule_of(address);
+        (granule < REACH_GRANULES && is_usual(flags)).then_some((caches, granule as u32))
     }
 
-    /// Puts an area back into the current CPU's run, if it is that CPU's alone.
+    /// The granule of the window that `address` is; one that is out of reach if it is in none.
     #[inline]
-    fn put_cached(&self, caches: &Caches, seat: &impl Seat, (run, slot): (Run, u32)) -> Put {
-        // Areas of shared runs are freed by their marks only. A hook is told with the lock held.
-        if run.is_shared() || self.has_sign(WATCHED) {
-            return Put::Elsewhere;
-        }
-        let at = caches.table + run.class().table_offset();
-        // SAFETY: as in `take_from_run`.
-        unsafe { seat.put_slot(at, run.bits(), 1 << slot, &caches.gate) }
+    fn granule_of(&self, address: usize) -> usize {
+        let from_base = address.wrapping_sub(self.geometry.window.base);
+        // Less than a granule counts too.
+        from_base.rotate_right(GRANULE_BYTES.trailing_zeros())
     }
 
     /// The caches, and the class that a request is cached in.
     #[inline]
     pub(super) fn caches_for(&self, request: &Request) -> Option<(&Caches, Class)> {
         let caches = self.caches.as_ref()?;
-        let usual = AllocFlags::ATOMIC | AllocFlags::NO_ZERO | AllocFlags::TRY;
-        let is_usual = usual.contains(request.flags)
-            && request.bytes <= self.geometry.max_alloc_bytes
+        let is_served = request.bytes <= self.geometry.max_alloc_bytes
             && request.align <= self.geometry.max_align_bytes;
-        match is_usual {
-            true => Some((caches, Class::of(request)?)),
-            false => None,
+        let class = request.key.class().filter(|_| is_served)?;
+        Some((caches, class))
+    }
+
+    /// Has caches passed by while somebody watches, or not.
+    pub(super) fn set_watched(&self, is_watched: bool) {
+        self.set_sign(WATCHED, is_watched);
+        let (limit, reach) = match &self.caches {
+            Some(_) if !is_watched => (
+                ClassLimit::new(self.geometry.max_alloc_bytes, self.geometry.max_align_bytes),
+                REACH_GRANULES,
+            ),
+            _ => (ClassLimit::NONE, 0),
+        };
+        self.served.limit.store(limit.bits(), Ordering::Relaxed);
+        self.served.reach.store(reach as u64, Ordering::Relaxed);
+    }
+}
+
+/// Whether caches serve frees with such flags.
+#[inline]
+fn is_usual(flags: FreeFlags) -> bool {
+    (FreeFlags::ATOMIC | FreeFlags::TRY).contains(flags)
+}
+
+/// What the caches of an instance serve: nothing if it has none, and nothing while they are passed by. So a request is compared
+/// once.
+///
+/// Invariant: where neither is 0 there are caches.
+#[derive(Debug, Default)]
+pub(super) struct Served {
+    /// A [`ClassLimit`].
+    limit: AtomicU64,
+    /// Granules that areas of runs and stashes lie in.
+    reach: AtomicU64,
+}
+
+impl Served {
+    /// The caches, and the class of a request, if it is served for sure.
+    #[inline(always)]
+    fn class_of<'a>(
+        &self,
+        request: &Request,
+        caches: &'a Option<Caches>,
+    ) -> Option<(&'a Caches, Class)> {
+        let limit = ClassLimit::from_bits(self.limit.load(Ordering::Relaxed));
+        let class = request.key.class_within(limit)?;
+        // SAFETY: a class is within the limit, which is not 0 then.
+        Some((unsafe { caches.as_ref().unwrap_unchecked() }, class))
+    }
+
+    /// The caches, if they serve areas at a granule.
+    #[inline(always)]
+    fn caches_at<'a>(&self, granule: usize, caches: &'a Option<Caches>) -> Option<&'a Caches> {
+        if granule as u64 >= self.reach.load(Ordering::Relaxed) {
+            return None;
         }
+        // SAFETY: the granule is below the reach, which is not 0 then.
+        Some(unsafe { caches.as_ref().unwrap_unchecked() })
     }
 }

@@ -13,7 +13,7 @@ use core::fmt;
 
 use lock_api::{Mutex, MutexGuard, RawMutex};
 
-use super::{PerCpuAllocator, WATCHED};
+use super::PerCpuAllocator;
 use crate::backing::{Backing, BackingError, Context};
 use crate::chunk::MAX_MASK_PAGES;
 use crate::hardened::{
@@ -178,7 +178,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             .saturating_add(front_bytes + GRANULE_BYTES + hardened.guard_bytes)
             .min(limit_bytes);
         self.hardened = Some(hardened);
-        self.set_sign(WATCHED, true);
+        self.set_watched(true);
         Ok(())
     }
 
@@ -232,10 +232,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             return Err(AllocError::TooLarge { bytes, limit_bytes });
         }
         // Of any size that can be served: what is wrong besides.
-        let shorter = Request {
-            bytes: bytes.min(GRANULE_BYTES),
-            ..*request
-        };
+        let shorter = request.with_size(bytes.min(GRANULE_BYTES), request.align);
         let (_, align_granules) = self.check_request(&shorter)?;
         Ok((bytes.div_ceil(GRANULE_BYTES) as u32, align_granules))
     }
@@ -258,10 +255,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             let limit_bytes = self.geometry.max_alloc_bytes.saturating_sub(guards_bytes);
             return Err(AllocError::TooLarge { bytes, limit_bytes });
         }
-        let whole = Request {
-            bytes: whole_bytes,
-            ..told_apart(request)
-        };
+        let whole = told_apart(&request.with_size(whole_bytes, align));
         let is_try = request.flags.contains(AllocFlags::TRY);
         let ledger = hardened.lock(is_try).ok_or(AllocError::Busy)?;
         let mut ledger = self.with_room(hardened, ledger, request)?;

@@ -116,6 +116,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             stash_granules: AtomicU32::new(0),
             block: (block, layouts),
         });
+        self.set_watched(self.has_sign(WATCHED));
         Ok(())
     }
 
@@ -159,7 +160,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// Frees an area of a run without being its CPU, or without knowing.
-    #[inline]
+    #[inline(always)]
     pub(super) fn free_in_run(
         &self,
         caches: &Caches,
@@ -168,10 +169,14 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         (run, slot): (Run, u32),
     ) -> Result<(), FreeError> {
         let not_allocated = FreeError::NotAllocated { address };
-        let (place, granule) = self.place_of(run.start(slot));
+        let start = ((address - self.geometry.window.base) / GRANULE_BYTES) as u32;
+        let (place, granule) = self.place_of(start);
         let offset = granule as usize * GRANULE_BYTES;
-        let pair = self.pair_of(caches.table + run.class().table_offset(), run.cpu());
-        let is_free = || pair.is_some_and(|pair| is_free_in(pair, run, slot));
+        let at = caches.table + run.class().table_offset();
+        let copy = self.units.copy_of(at, run.cpu());
+        // SAFETY: the tables live as long as the instance, on every CPU that has memory.
+        let is_free =
+            || copy.is_ok_and(|copy| is_free_in(unsafe { sync::words_at(copy) }, run, slot));
         if is_free() {
             return Err(not_allocated);
         }
@@ -186,7 +191,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             return Err(not_allocated);
         }
         // The run finds the mark. If there is no such run any more, sweeps should.
-        if !caches.cells.note_marked(run.start(slot), run) {
+        if !caches.cells.note_marked(start, run) {
             self.places.note(place, granule);
         }
         Ok(())
@@ -396,6 +401,10 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 /// Whether an area is free in its run, whose pair this is.
 #[inline]
 fn is_free_in([slots, found]: &[AtomicU64; 2], run: Run, slot: u32) -> bool {
+    // Most often it is not, whatever the run is.
+    if slots.load(Ordering::Acquire) >> slot & 1 == 0 {
+        return false;
+    }
     let is_it = || Run::from_bits(found.load(Ordering::Acquire)).unshared() == run.unshared();
     // Of one moment: a run that was closed is not opened again under its name while somebody has an area of it.
     is_it() && {

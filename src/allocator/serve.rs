@@ -379,6 +379,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                 align,
                 flags,
                 owner,
+                ..
             } = *request;
             hook.event(&Event::Failure {
                 bytes,

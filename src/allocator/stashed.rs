@@ -6,13 +6,12 @@
 
 use lock_api::RawMutex;
 
+use super::PerCpuAllocator;
 use super::runs::Caches;
 use super::state::State;
-use super::{PerCpuAllocator, WATCHED};
 use crate::backing::Backing;
-use crate::cache::{Class, MAX_LEN, Seat, Stash};
-use crate::places::LiveArea;
-use crate::request::AllocFlags;
+use crate::cache::{Class, MAX_LEN, OWN_PLACES, STASHES_AT, Seat, Stash, TABLE_BYTES};
+use crate::request::{AllocFlags, Request};
 use crate::stats::Stats;
 use crate::sync::{self, Ordering};
 use crate::unit::GRANULE_BYTES;
@@ -24,39 +23,65 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         &self,
         caches: &Caches,
         seat: &impl Seat,
+        request: &Request,
         class: Class,
-        flags: AllocFlags,
     ) -> Option<usize> {
-        let len = class.len();
-        let at = caches.stash_of(len);
+        let at = caches.table + STASHES_AT + request.key.stash_at();
         // SAFETY: the table lives on every CPU, and its words are changed by a seat's operations only.
-        let mut stash = Stash::from_bits(unsafe { seat.peek_word(at)? });
-        let granule = stash.first(len)?;
-        if granule & (class.align() - 1) != 0 {
+        let stash = Stash::from_bits(unsafe { seat.peek_word(at)? });
+        let first = stash.first(class)?;
+        let granule = first.granule();
+        if !request.key.is_aligned(granule) {
             return None;
         }
         let address = self.geometry.window.base + granule as usize * GRANULE_BYTES;
         let (place, in_unit) = self.place_of(granule);
-        if !self.places.reuse(place, in_unit, len) {
-            // It has been swept, and most likely so have the others.
-            // SAFETY: as above.
-            unsafe { seat.replace_word(at, stash.bits(), stash.cleared().bits()) };
+        if !self.places.reuse(place, in_unit, request.key.len()) {
+            self.forget_stash(seat, at, stash);
             return None;
         }
         // SAFETY: the area is ours, and live on every CPU that has memory.
         let link = unsafe { seat.read_link(address) };
+        let left = first.taken(link);
+        // SAFETY: as above.
+        match unsafe { seat.replace_word(at, stash.bits(), left.bits()) } {
+            true => Some(address),
+            false => self.take_out(seat, at, request, address, link),
+        }
+    }
+
+    /// Empties a stash whose first area has been swept: most likely so have the others. There may be something to sweep.
+    #[inline(never)]
+    fn forget_stash(&self, seat: &impl Seat, at: usize, stash: Stash) {
+        let (place, _) = self.place_of(stash.link());
+        self.places.note_chunk(place);
+        // SAFETY: as in `take_stashed`.
+        unsafe { seat.replace_word(at, stash.bits(), stash.cleared().bits()) };
+    }
+
+    /// Counts an area that was made live again, and takes it out of the stash if it is still the first one there.
+    #[cold]
+    #[inline(never)]
+    fn take_out(
+        &self,
+        seat: &impl Seat,
+        at: usize,
+        request: &Request,
+        address: usize,
+        link: u32,
+    ) -> Option<usize> {
+        let granule = ((address - self.geometry.window.base) / GRANULE_BYTES) as u32;
         loop {
+            // SAFETY: as in `take_stashed`.
+            let now = unsafe { seat.peek_word(at) }.map(Stash::from_bits);
+            let Some(stash) = now.filter(|now| now.len() == request.key.len()) else {
+                // The caller has come to a CPU that has no such stash.
+                return self.count_stray(address, request);
+            };
             let left = stash.without(granule, link);
             // SAFETY: as above.
             if unsafe { seat.replace_word(at, stash.bits(), left.bits()) } {
                 return Some(address);
-            }
-            // SAFETY: as above.
-            let now = unsafe { seat.peek_word(at) }.map(Stash::from_bits);
-            match now.filter(|now| now.len() == len) {
-                Some(now) => stash = now,
-                // The caller has come to a CPU that has no such stash.
-                None => return self.count_stray(address, class, flags),
             }
         }
     }
@@ -70,10 +95,10 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// Counts an area that was taken from a stash where there is none to count it.
     #[cold]
-    fn count_stray(&self, address: usize, class: Class, flags: AllocFlags) -> Option<usize> {
-        match self.lock(flags.contains(AllocFlags::TRY)) {
+    fn count_stray(&self, address: usize, request: &Request) -> Option<usize> {
+        match self.lock(request.flags.contains(AllocFlags::TRY)) {
             Some(mut state) => {
-                let bytes = class.len() as usize * GRANULE_BYTES;
+                let bytes = request.key.len() as usize * GRANULE_BYTES;
                 state.stats.count_allocs(1, bytes);
                 Some(address)
             }
@@ -95,25 +120,24 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         address: usize,
         granule: u32,
     ) -> bool {
-        if address == caches.table {
-            return false;
-        }
         let (place, in_unit) = self.place_of(granule);
         let Some(area) = self.places.live_area(place, in_unit) else {
             return false;
         };
-        let len = area.len();
-        if self.has_sign(WATCHED) || len > MAX_LEN {
-            return false;
-        }
-        let at = caches.stash_of(len);
+        let at = match area.len() <= OWN_PLACES {
+            true => caches.table + STASHES_AT + Stash::own_offset(area.len()),
+            // The table is such an area itself.
+            false if area.len() > MAX_LEN || address == caches.table => return false,
+            false => caches.stash_of(area.len()),
+        };
+        const { assert!(TABLE_BYTES / GRANULE_BYTES > OWN_PLACES as usize) };
         // SAFETY: as in `take_stashed`.
         let Some(bits) = (unsafe { seat.peek_word(at) }) else {
-            return self.free_and_sweep(&area);
+            return self.free_and_sweep(granule);
         };
         let stash = Stash::from_bits(bits);
-        let Some(more) = stash.with(granule, len, caches.stash_granules()) else {
-            return self.free_and_sweep(&area);
+        let Some(more) = stash.with(granule, area.len(), caches.stash_granules()) else {
+            return self.free_and_sweep(granule);
         };
         // While the area is the caller's.
         // SAFETY: nobody uses the area (promise of whoever frees it), which is live on every CPU that has memory.
@@ -124,26 +148,27 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         // SAFETY: as above.
         match unsafe { seat.replace_word(at, stash.bits(), more.bits()) } {
             true => area.note(&self.places),
-            false => self.sweep_if_ripe(&area),
+            false => self.note_freed(granule),
         }
         true
     }
 
-    /// Frees an area that no stash has room for; false if it is not live any more.
-    #[inline(never)]
-    fn free_and_sweep(&self, area: &LiveArea<'_>) -> bool {
-        let is_ended = area.end();
-        if is_ended {
-            self.sweep_if_ripe(area);
-        }
-        is_ended
+    /// Has the area at a granule of the window swept, which was freed and is in no stash, by whoever wants room.
+    #[cold]
+    fn note_freed(&self, granule: u32) {
+        let (place, in_unit) = self.place_of(granule);
+        self.places.note(place, in_unit);
     }
 
-    /// Sees to it that an area is swept that was freed and is in no stash.
-    fn sweep_if_ripe(&self, area: &LiveArea<'_>) {
-        if let Some((chunk, granule)) = area.ripen(&self.places) {
-            self.sweep_page(area.place(), chunk, granule);
+    /// Frees the area at a granule of the window, which no stash has room for; false if it is not live any more.
+    #[inline(never)]
+    fn free_and_sweep(&self, granule: u32) -> bool {
+        let (place, in_unit) = self.place_of(granule);
+        let freed = self.places.free(place, in_unit);
+        if let Some(Some((chunk, granule))) = freed {
+            self.sweep_page(place, chunk, granule);
         }
+        freed.is_some()
     }
 
     /// Adds up what the current CPU's stash for a class has handed out, and makes one for that class of it.

@@ -141,15 +141,20 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     #[inline]
     pub(super) fn place_of(&self, granule: u32) -> (u32, u32) {
         match self.geometry.granule_mask {
-            0 => {
-                let pitch = (self.geometry.window.pitch_bytes / GRANULE_BYTES) as u32;
-                (granule / pitch, granule % pitch)
-            }
+            0 => self.place_by_division(granule),
             mask => (
                 granule >> (self.geometry.granule_bits % u32::BITS),
                 granule & mask,
             ),
         }
+    }
+
+    /// [`place_of`](Self::place_of) where places lie no power of two apart.
+    #[cold]
+    #[inline(never)]
+    fn place_by_division(&self, granule: u32) -> (u32, u32) {
+        let pitch = (self.geometry.window.pitch_bytes / GRANULE_BYTES) as u32;
+        (granule / pitch, granule % pitch)
     }
 
     /// Place of the chunk and offset in its unit of a neutral address, if it lies in a unit of the window.

@@ -42,7 +42,7 @@ impl CellsLayout {
 #[derive(Debug)]
 pub(crate) struct Cells {
     cells: MetaSlice<AtomicU64>,
-    /// From a hash of 32 bits to an index.
+    /// From a hash of 32 bits to an index: 32 less the binary logarithm of the number of cells.
     shift: u32,
 }
 
@@ -65,7 +65,9 @@ impl Cells {
     #[inline]
     fn cell(&self, granule: u32) -> &AtomicU64 {
         let hash = (granule >> WINDOW_SHIFT).wrapping_mul(0x9e37_79b1) >> self.shift;
-        &self.cells[hash as usize]
+        debug_assert!((hash as usize) < self.cells.len());
+        // SAFETY: there are two to the power of `32 - shift` cells, and at least two.
+        unsafe { self.cells.get_unchecked(hash as usize) }
     }
 
     /// The run that the area at `granule` belongs to, if any, and which of its areas it is.
@@ -138,8 +140,16 @@ impl Cells {
     #[inline]
     pub(crate) fn note_marked(&self, granule: u32, run: Run) -> bool {
         full_fence();
-        let (cell, name) = (self.cell(granule), run.unshared());
-        let mut bits = cell.load(Ordering::Relaxed);
+        let cell = self.cell(granule);
+        let bits = cell.load(Ordering::Relaxed);
+        run.is_shared() && run.is_but_for_foreign(bits) || self.note_marked_anew(cell, bits, run)
+    }
+
+    /// [`note_marked`](Self::note_marked) of a run that is not the shared one in its cell.
+    #[cold]
+    #[inline(never)]
+    fn note_marked_anew(&self, cell: &AtomicU64, mut bits: u64, run: Run) -> bool {
+        let name = run.unshared();
         while Run::from_bits(bits).unshared() == name {
             if Run::from_bits(bits).is_shared() {
                 return true;

@@ -53,20 +53,24 @@ impl LockedSeat {
         Some(core::ptr::with_exposed_provenance_mut(copy))
     }
 
+    /// What `act` makes of a word.
+    ///
     /// # Safety
     /// A word lives at `at` on every CPU that has memory.
     #[inline(always)]
-    unsafe fn word<'a>(self, at: usize) -> Option<&'a AtomicU64> {
+    unsafe fn with_word<R>(self, at: usize, act: impl FnOnce(&AtomicU64) -> R) -> Option<R> {
         // SAFETY: the promise of the caller.
-        self.copy(at).map(|copy| unsafe { &*copy.cast() })
+        self.copy(at).map(|copy| act(unsafe { &*copy.cast() }))
     }
 
+    /// What `act` makes of half a word.
+    ///
     /// # Safety
-    /// As [`word`](Self::word).
+    /// As [`with_word`](Self::with_word).
     #[inline(always)]
-    unsafe fn link<'a>(self, at: usize) -> Option<&'a AtomicU32> {
+    unsafe fn with_link<R>(self, at: usize, act: impl FnOnce(&AtomicU32) -> R) -> Option<R> {
         // SAFETY: the promise of the caller.
-        self.copy(at).map(|copy| unsafe { &*copy.cast() })
+        self.copy(at).map(|copy| act(unsafe { &*copy.cast() }))
     }
 }
 
@@ -137,33 +141,29 @@ unsafe impl Seat for LockedSeat {
     #[inline(always)]
     unsafe fn peek_word(&self, at: usize) -> Option<u64> {
         // SAFETY: the promise of the caller.
-        let word = unsafe { self.word(at)? };
-        Some(word.load(Ordering::Acquire))
+        unsafe { self.with_word(at, |word| word.load(Ordering::Acquire)) }
     }
 
     #[inline(always)]
     unsafe fn replace_word(&self, at: usize, old: u64, new: u64) -> bool {
-        // SAFETY: the promise of the caller.
-        let word = unsafe { self.word(at) };
-        word.is_some_and(|word| {
+        let replace = |word: &AtomicU64| {
             word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok()
-        })
+        };
+        // SAFETY: the promise of the caller.
+        unsafe { self.with_word(at, replace) }.unwrap_or(false)
     }
 
     #[inline(always)]
     unsafe fn read_link(&self, at: usize) -> u32 {
         // SAFETY: the promise of the caller.
-        let link = unsafe { self.link(at) };
-        link.map_or(0, |link| link.load(Ordering::Relaxed))
+        unsafe { self.with_link(at, |link| link.load(Ordering::Relaxed)) }.unwrap_or(0)
     }
 
     #[inline(always)]
     unsafe fn write_link(&self, at: usize, link: u32) {
         // SAFETY: the promise of the caller.
-        if let Some(copy) = unsafe { self.link(at) } {
-            copy.store(link, Ordering::Relaxed);
-        }
+        unsafe { self.with_link(at, |copy| copy.store(link, Ordering::Relaxed)) };
     }
 
     fn remote_pairs(&self) -> RemotePairs {

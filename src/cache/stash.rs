@@ -7,7 +7,7 @@
 //!
 //! That word also counts the areas that were handed out again; whoever holds the allocator's lock adds that up.
 
-use super::{LEN, MAX_LEN, RUNS, field, field_mask, places};
+use super::{Class, MAX_LEN, RUNS, field, field_mask, places};
 
 /// Stashes that a CPU has.
 const STASHES: usize = 2 * RUNS;
@@ -18,16 +18,43 @@ pub(super) const BYTES: usize = STASHES * size_of::<u64>();
 /// The place of a length in a CPU's table: small ones have a place each, the others share.
 static PLACES: [u8; 1 << LEN.1] = places(STASHES);
 
-// The fields of the word: where each begins, and how wide it is. The length is where a class has it.
+/// Lengths up to that have a place of their own, in their order.
+pub(crate) const OWN_PLACES: u32 = (STASHES / 2) as u32;
+
+// The fields of the word: where each begins, and how wide it is. The bit between the depth and the length is clear: it is set
+// in the difference if one is taken of none.
 const HEAD: (u32, u32) = (0, 28);
-const DEPTH: (u32, u32) = (38, 10);
-const TAKEN: (u32, u32) = (48, 16);
+const TAKEN: (u32, u32) = (28, 15);
+const DEPTH: (u32, u32) = (43, 10);
+const LEN: (u32, u32) = (54, 10);
 
 const ONE: u64 = 1 << DEPTH.0;
 const ONE_TAKEN: u64 = 1 << TAKEN.0;
+const NONE_LEFT: u64 = 1 << (DEPTH.0 + DEPTH.1);
 
 /// Areas taken that must be added up before more are taken: whoever interrupts has as many left.
-const TAKEN_MAX: u32 = 1 << (TAKEN.1 - 1);
+const TAKEN_MAX: u32 = (1 << (TAKEN.1 - 1)) - 1;
+
+const _: () =
+    assert!(LEN.1 == super::LEN.1 && LEN.0 + LEN.1 == u64::BITS && NONE_LEFT << 1 == 1 << LEN.0);
+
+/// What a stash is to be when the area is taken that was put last, but for the name of the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct First(u64);
+
+impl First {
+    /// The area.
+    #[inline]
+    pub(crate) fn granule(self) -> u32 {
+        field(self.0, HEAD)
+    }
+
+    /// The stash without it; it held `link`.
+    #[inline]
+    pub(crate) fn taken(self, link: u32) -> Stash {
+        Stash(self.0 & !field_mask(HEAD) | u64::from(link) & field_mask(HEAD))
+    }
+}
 
 /// The word of a stash: an empty one of no length at first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +63,15 @@ pub(crate) struct Stash(u64);
 impl Stash {
     /// Where in a CPU's table the stash for areas of `len` granules is, in bytes.
     #[inline]
-    pub(crate) fn table_offset(len: u32) -> usize {
+    pub(crate) const fn table_offset(len: u32) -> usize {
         PLACES[len as usize] as usize * size_of::<u64>()
+    }
+
+    /// [`table_offset`](Self::table_offset) for a length that has a place of its own.
+    #[inline]
+    pub(crate) fn own_offset(len: u32) -> usize {
+        debug_assert!((1..=OWN_PLACES).contains(&len));
+        (len as usize - 1) * size_of::<u64>()
     }
 
     /// Where all their words are, in bytes.
@@ -79,13 +113,15 @@ impl Stash {
         field(self.0, TAKEN)
     }
 
-    /// The area put last, if one of this length may be taken.
+    /// The area put last, if one of a class's length may be taken.
     #[inline]
-    pub(crate) fn first(self, len: u32) -> Option<u32> {
-        const { assert!(TAKEN_MAX == 1 << (TAKEN.1 - 1) && TAKEN.0 + TAKEN.1 == u64::BITS) };
-        let named = field_mask(LEN) | u64::from(TAKEN_MAX) << TAKEN.0;
-        let may_take = self.0 & named == u64::from(len) << LEN.0 && self.0 & field_mask(DEPTH) != 0;
-        may_take.then(|| self.head())
+    pub(crate) fn first(self, class: Class) -> Option<First> {
+        // The length is at the end of both words.
+        const UP: u32 = LEN.0 - super::LEN.0;
+        const TOO_MANY: u64 = 1 << (TAKEN.0 + TAKEN.1 - 1);
+        let rest = self.0.wrapping_add(ONE_TAKEN.wrapping_sub(ONE));
+        let named = rest & (field_mask(LEN) | NONE_LEFT | TOO_MANY);
+        (named == class.bits() << UP & field_mask(LEN)).then_some(First(rest))
     }
 
     #[inline]
@@ -103,10 +139,10 @@ impl Stash {
     /// no more. Areas of an even length are of use where they are aligned to as much.
     #[inline]
     pub(crate) fn with(self, granule: u32, len: u32, most: u32) -> Option<Self> {
-        let depth = self.depth();
+        // Too much if the length is another.
+        let depth = ((self.0 >> DEPTH.0) as u32).wrapping_sub(len << (LEN.0 - DEPTH.0));
         let has_room = depth < (1 << DEPTH.1) - 1 && depth * len < most;
-        let is_of_use = self.len() == len && !len & granule & 1 == 0;
-        (has_room && is_of_use)
+        (has_room && (granule & 1 == 0 || len & 1 != 0))
             .then(|| Self((self.0 & !field_mask(HEAD) | u64::from(granule)) + ONE))
     }
 
@@ -144,25 +180,39 @@ impl Stash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unit::GRANULE_BYTES;
+
+    fn first(stash: Stash, len: u32) -> Option<u32> {
+        let class = Class::of(len as usize * GRANULE_BYTES, GRANULE_BYTES)?;
+        stash.first(class).map(First::granule)
+    }
 
     #[test]
     fn areas_are_taken_in_the_order_in_which_they_were_put_last_first() {
         let empty = Stash::empty(5);
-        assert_eq!((empty.first(5), empty.len(), empty.taken()), (None, 5, 0));
+        assert_eq!((first(empty, 5), empty.len(), empty.taken()), (None, 5, 0));
         let one = empty.with(7, 5, 10).unwrap();
         let two = one.with(9, 5, 10).unwrap();
-        assert_eq!((two.first(5), two.first(4), two.link()), (Some(9), None, 9));
+        assert_eq!(
+            (first(two, 5), first(two, 4), two.link()),
+            (Some(9), None, 9)
+        );
         let left = two.without(9, one.link());
-        assert_eq!((left.first(5), left.depth(), left.taken()), (Some(7), 1, 1));
+        let class = Class::of(20, 4).unwrap();
+        assert_eq!(two.first(class).unwrap().taken(one.link()), left);
+        assert_eq!(
+            (first(left, 5), left.depth(), left.taken()),
+            (Some(7), 1, 1)
+        );
         let left = left.without(7, u32::MAX);
-        assert_eq!((left.first(5), left.depth(), left.taken()), (None, 0, 2));
+        assert_eq!((first(left, 5), left.depth(), left.taken()), (None, 0, 2));
         assert_eq!(left.len(), 5);
     }
 
     #[test]
     fn an_area_that_is_not_named_any_more_is_counted_only() {
         let one = Stash::empty(1).with(7, 1, 1).unwrap();
-        assert_eq!(one.without(8, 3).first(1), Some(7));
+        assert_eq!(first(one.without(8, 3), 1), Some(7));
         assert_eq!(one.without(8, 3).taken(), 1);
         let none = one.cleared();
         assert_eq!(
@@ -181,9 +231,9 @@ mod tests {
         }
         assert_eq!((depth, stash.depth(), stash.len()), (1023, 1023, MAX_LEN));
         for _ in 0..TAKEN_MAX {
-            assert!(stash.first(MAX_LEN).is_some());
+            assert!(first(stash, MAX_LEN).is_some());
             stash = stash.without(2, 0);
         }
-        assert_eq!((stash.first(MAX_LEN), stash.taken()), (None, TAKEN_MAX));
+        assert_eq!((first(stash, MAX_LEN), stash.taken()), (None, TAKEN_MAX));
     }
 }

@@ -156,6 +156,28 @@ fn ends(word: u64) -> u32 {
     starts(word) | !body(word)
 }
 
+/// Whether a freed area of `len` granules starts at granule `at` of a word, and ends within it: all of that is what an exchange
+/// of the word compares.
+#[inline]
+fn is_freed_area(word: u64, at: u32, len: u32) -> bool {
+    freed(word) >> at & 1 != 0 && (ends(word) >> at >> 1).trailing_zeros() + 1 == len
+}
+
+/// [`Marks::reuse`] of such an area where somebody has changed the word since it was looked at.
+#[cold]
+#[inline(never)]
+fn reuse_anew(word: &AtomicU64, at: u32, len: u32) -> bool {
+    let mut found = word.load(Ordering::Acquire);
+    while is_freed_area(found, at, len) {
+        let live = found | body_bit(at);
+        match word.compare_exchange(found, live, Ordering::SeqCst, Ordering::Acquire) {
+            Ok(_) => return true,
+            Err(now) => found = now,
+        }
+    }
+    false
+}
+
 /// What two words say of 64 granules.
 #[inline]
 fn joined(words: &[AtomicU64], index: usize, what: impl Fn(u64) -> u32) -> u64 {
@@ -252,7 +274,10 @@ impl Marks {
         let word = self.words.get(index)?;
         let found = word.load(Ordering::Acquire);
         (live(found) >> at & 1 != 0).then(|| {
-            let len = self.end_in(found, granule) - granule;
+            let len = match ends(found) >> at >> 1 {
+                0 => self.end_behind(granule) - granule,
+                ends => 1 + ends.trailing_zeros(),
+            };
             (len, Seen { word, found })
         })
     }
@@ -262,8 +287,9 @@ impl Marks {
     pub(super) fn end_seen(&self, granule: u32, seen: &Seen<'_>) -> bool {
         let Seen { word, found } = *seen;
         let ended = found & !body_bit(granule % GRANULES);
+        // Whoever frees has done with the memory, whoever makes use of the granules may hand it out.
         let exchanged = word.compare_exchange(found, ended, Ordering::SeqCst, Ordering::Relaxed);
-        exchanged.is_ok() || self.end(granule)
+        exchanged.is_ok() || self.end_anew(granule)
     }
 
     /// Marks the live area that starts at `granule` as freed, without the lock; false if there is none.
@@ -275,9 +301,18 @@ impl Marks {
         let Some(word) = self.words.get(index) else {
             return false;
         };
+        let found = word.load(Ordering::Acquire);
+        live(found) >> at & 1 != 0 && self.end_seen(granule, &Seen { word, found })
+    }
+
+    /// [`end`](Self::end) where somebody has changed the word since it was looked at.
+    #[cold]
+    #[inline(never)]
+    fn end_anew(&self, granule: u32) -> bool {
+        let (index, at) = locate(granule);
+        let word = &self.words[index];
         let mut found = word.load(Ordering::Acquire);
         while live(found) >> at & 1 != 0 {
-            // Whoever frees has done with the memory, whoever makes use of the granules may hand it out.
             let ended = found & !body_bit(at);
             match word.compare_exchange(found, ended, Ordering::SeqCst, Ordering::Acquire) {
                 Ok(_) => return true,
@@ -312,19 +347,11 @@ impl Marks {
         if at + len >= GRANULES {
             return self.reuse_long(word, granule, len);
         }
-        let mut found = word.load(Ordering::Acquire);
-        loop {
-            // An area that ends within its first word is all of what the exchange looks at.
-            let is_it =
-                freed(found) >> at & 1 != 0 && (ends(found) >> at >> 1).trailing_zeros() + 1 == len;
-            if !is_it {
-                return false;
-            }
+        let found = word.load(Ordering::Acquire);
+        is_freed_area(found, at, len) && {
             let live = found | body_bit(at);
-            match word.compare_exchange(found, live, Ordering::SeqCst, Ordering::Acquire) {
-                Ok(_) => return true,
-                Err(now) => found = now,
-            }
+            let exchanged = word.compare_exchange(found, live, Ordering::SeqCst, Ordering::Relaxed);
+            exchanged.is_ok() || reuse_anew(word, at, len)
         }
     }
 
@@ -398,7 +425,8 @@ impl Marks {
     pub(super) fn is_noted(&self, granule: u32) -> bool {
         let (word, bit) = place(self.page_len.page(granule));
         full_fence();
-        self.freed_pages[word].load(Ordering::Relaxed) & bit != 0
+        let pages = self.freed_pages.get(word);
+        pages.is_some_and(|pages| pages.load(Ordering::Relaxed) & bit != 0)
     }
 
     /// Has the page of `granule` looked at by the next sweep.

@@ -92,6 +92,7 @@ impl Host {
             align,
             flags,
             owner,
+            ..
         } = *request;
         (self.table.allocate)(bytes, align, flags.bits(), owner).result()
     }

@@ -68,7 +68,8 @@ pub enum RemotePairs {
 /// The pair without its lowest free slot; `None` if it is not of the class or none can be taken.
 #[inline(always)]
 fn without_lowest([slots, run]: Pair, class: u64, class_mask: u64) -> Option<Pair> {
-    let can_take = run & class_mask == class && slots & MAP != 0 && slots & FULL == 0;
+    // Most often it is that none is left.
+    let can_take = slots & MAP != 0 && run & class_mask == class && slots & FULL == 0;
     can_take.then(|| [(slots & (slots - 1)) + ONE_TAKEN, run])
 }
 

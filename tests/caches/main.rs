@@ -19,6 +19,7 @@ mod told;
 mod counters;
 mod events;
 mod late_cpus;
+mod limits;
 mod machine;
 mod races;
 mod sharing;

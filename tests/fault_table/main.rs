@@ -98,7 +98,7 @@ fn run_failing(row: &Row, machine: &Machine, fails: [u64; 2]) -> bool {
             };
             assert_eq!(*error, AllocError::Backing(expected), "{}", what());
             assert_eq!(after.stats.failures, before.stats.failures + 1);
-            let atomic = u64::from(request.flags.contains(ATOMIC));
+            let atomic = u64::from(request.flags().contains(ATOMIC));
             let atomic_failures = after.stats.atomic_failures - before.stats.atomic_failures;
             assert_eq!(atomic_failures, atomic, "{}", what());
             // A chunk that was made for it, and did not get pages, stays: spare. Idle pages may have gone back.

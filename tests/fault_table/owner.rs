@@ -46,8 +46,8 @@ impl Owner {
         match op {
             Allocate(request) => {
                 let address = pcpu.allocate(&request).map_err(Failure::Alloc)?;
-                let area = (address, request.bytes);
-                if !request.flags.contains(AllocFlags::NO_ZERO) {
+                let area = (address, request.bytes());
+                if !request.flags().contains(AllocFlags::NO_ZERO) {
                     for cpu in pcpu.units().possible().iter() {
                         assert_zero(pcpu, area, cpu);
                     }

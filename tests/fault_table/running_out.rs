@@ -17,7 +17,7 @@ fn exhaust(pcpu: &SimAllocator, request: &Request) -> (Live, AllocError) {
     let mut live = Live::new();
     loop {
         match pcpu.allocate(request) {
-            Ok(address) => live.push((address, request.bytes)),
+            Ok(address) => live.push((address, request.bytes())),
             Err(error) => return (live, error),
         }
     }

@@ -98,7 +98,7 @@ fn fail_batch(
     let kept: Vec<_> = (0..5)
         .map(|_| pcpu.allocate_at(&here, request).unwrap())
         .collect();
-    let size = (request.bytes, request.align);
+    let size = (request.bytes(), request.align());
     take_over(&pcpu, &kept, size);
     // SAFETY: it is the test's, and not used any more.
     unsafe { pcpu.free_at(&here, kept[1], PLAIN) }.unwrap();
@@ -126,7 +126,7 @@ fn fail_batch(
     }
     for address in live {
         for cpu in pcpu.units().materialised().iter() {
-            assert_stamped(&pcpu, (address, request.bytes), cpu);
+            assert_stamped(&pcpu, (address, request.bytes()), cpu);
         }
     }
     free_many_at(&pcpu, &here, &out);

@@ -92,7 +92,7 @@ impl Owner<'_, '_, '_> {
         let pcpu = self.machine.pcpu;
         match op {
             AllocateMany(request, count) => {
-                let is_atomic = request.flags.contains(ATOMIC);
+                let is_atomic = request.flags().contains(ATOMIC);
                 let may_flush = &self.machine.host.may_flush;
                 may_flush.store(!is_atomic, Ordering::Relaxed);
                 let mut areas = vec![0; count];
@@ -110,12 +110,12 @@ impl Owner<'_, '_, '_> {
                 }
                 for &area in &areas {
                     for cpu in pcpu.units().possible().iter() {
-                        assert_zero(pcpu, (area, request.bytes), cpu);
+                        assert_zero(pcpu, (area, request.bytes()), cpu);
                     }
                 }
                 for area in areas {
-                    stamp(pcpu, (area, request.bytes));
-                    self.live.push((area, request.bytes));
+                    stamp(pcpu, (area, request.bytes()));
+                    self.live.push((area, request.bytes()));
                 }
             }
             Free(first, count) => {
@@ -222,7 +222,7 @@ fn is_done(owner: &mut Owner<'_, '_, '_>, op: Op, (first, count): (u64, u64)) ->
     assert_eq!(counts(&before), counts(&after), "{op:?}");
     assert_eq!(machine.tables_of_cpus(), tables, "{op:?}");
     // Metadata that an atomic request could not give back waits for the next; a ledger has grown, maybe.
-    let is_atomic = matches!(op, AllocateMany(request, _) if request.flags.contains(ATOMIC));
+    let is_atomic = matches!(op, AllocateMany(request, _) if request.flags().contains(ATOMIC));
     if !is_atomic && !pcpu.is_hardened() {
         assert_eq!(host.out(), frames, "{op:?}");
     }

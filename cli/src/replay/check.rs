@@ -41,7 +41,7 @@ impl Checker {
         let info = pcpu
             .address_info(address)
             .ok_or_else(|| format!("{address:#x} was handed out, which is no per-CPU address"))?;
-        let region = match request.flags.contains(AllocFlags::RESERVED) {
+        let region = match request.flags().contains(AllocFlags::RESERVED) {
             true => Region::Reserved,
             false => Region::Dynamic,
         };
@@ -63,13 +63,13 @@ impl Checker {
             let copy = pcpu
                 .per_cpu_address(address, cpu)
                 .map_err(|error| error.to_string())?;
-            if !copy.is_multiple_of(request.align) {
+            if !copy.is_multiple_of(request.align()) {
                 return Err(format!(
                     "the copy at {copy:#x} is not aligned to {}",
-                    request.align
+                    request.align()
                 ));
             }
-            if zeroing == Zeroing::On && !is_zero(copy, request.bytes) {
+            if zeroing == Zeroing::On && !is_zero(copy, request.bytes()) {
                 return Err(format!(
                     "the copy of CPU {} of {address:#x} is not zero",
                     cpu.get()

@@ -164,7 +164,7 @@ impl CheckedPass {
                 self.found
                     .first_failure
                     .get_or_insert_with(|| format!("{}:{}: {error}", player.name, step.line));
-                self.found.failed_atomic += u64::from(request.flags.contains(AllocFlags::ATOMIC));
+                self.found.failed_atomic += u64::from(request.flags().contains(AllocFlags::ATOMIC));
             }
             (Outcome::Skipped, _) if step.purpose == Purpose::Op => self.found.skipped_frees += 1,
             _ => {}

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use pcpu::backing::sim::{Machine, SimAllocator};
 use pcpu::cache::LockedSeat;
@@ -95,17 +95,22 @@ pub struct Setup {
 
 impl Setup {
     /// The script's steps as this machine carries them out, whose CPUs have these seats.
-    fn moves(&self, script: &Script, seats: &[LockedSeat]) -> Vec<Move> {
+    fn moves(
+        &self,
+        script: &Script,
+        seats: &[LockedSeat],
+        addresses: &'static [AtomicUsize],
+    ) -> Vec<Move> {
         let zeroing = match self.zeroing {
             Zeroing::On => AllocFlags::empty(),
             Zeroing::Off => AllocFlags::NO_ZERO,
         };
         // Allocations count up, and come before their frees.
         let mut requests: Vec<Request> = Vec::with_capacity(script.areas as usize);
-        let adapted = |step: &Step| {
+        let adapted = |(number, step): (u32, &Step)| {
             let (kind, area) = match step.action {
                 Action::Alloc { area, request } => {
-                    requests.push(request.with_flags(request.flags | zeroing));
+                    requests.push(request.with_flags(request.flags() | zeroing));
                     (Kind::Alloc, area)
                 }
                 Action::Free { area } => (Kind::Free, area),
@@ -113,13 +118,14 @@ impl Setup {
             let request = requests[area as usize];
             Move {
                 kind,
-                area,
+                number,
+                area: &addresses[area as usize],
                 seat: seats[(step.cpu % self.cpus) as usize],
                 request,
                 flags: Area::new(NOWHERE, &request).flags,
             }
         };
-        script.steps.iter().map(adapted).collect()
+        (0..).zip(&script.steps).map(adapted).collect()
     }
 }
 
@@ -159,9 +165,9 @@ impl Area {
     fn new(address: usize, request: &Request) -> Self {
         Self {
             address,
-            asked_bytes: request.bytes,
-            bytes: request.bytes.next_multiple_of(GRANULE_BYTES),
-            flags: match request.flags.contains(AllocFlags::RESERVED) {
+            asked_bytes: request.bytes(),
+            bytes: request.bytes().next_multiple_of(GRANULE_BYTES),
+            flags: match request.flags().contains(AllocFlags::RESERVED) {
                 true => FreeFlags::RESERVED,
                 false => FreeFlags::empty(),
             },
@@ -173,8 +179,10 @@ impl Area {
 #[derive(Debug, Clone, Copy)]
 struct Move {
     kind: Kind,
-    /// The area's number.
-    area: u32,
+    /// Its number among the steps.
+    number: u32,
+    /// Where the area lies; [`NOWHERE`] while it is not live.
+    area: &'static AtomicUsize,
     /// Whose cache is used.
     seat: LockedSeat,
     /// What the area is, or was, asked for by.
@@ -226,7 +234,7 @@ pub struct Player<'s> {
     /// The script's steps, as this machine carries them out.
     moves: Vec<Move>,
     /// Where the areas lie, by their numbers.
-    addresses: Vec<usize>,
+    addresses: &'static [AtomicUsize],
     /// The numbers of the steps that allocate them.
     asked: Vec<usize>,
     ops_since_upkeep: u32,
@@ -258,7 +266,10 @@ impl<'s> Player<'s> {
         // SAFETY: all seats of this instance are such.
         let seat = |cpu| unsafe { LockedSeat::new(pcpu.units(), CpuId::new(cpu)) };
         let seats: Vec<LockedSeat> = (0..setup.cpus).map(seat).collect();
-        let moves = setup.moves(script, &seats);
+        // As long as the program runs, too: so a step leads to its area's address at once, as the areas of a program do.
+        let nowhere = (0..script.areas).map(|_| AtomicUsize::new(NOWHERE));
+        let addresses: &[AtomicUsize] = Box::leak(nowhere.collect());
+        let moves = setup.moves(script, &seats, addresses);
         Ok(Self {
             name,
             script,
@@ -269,7 +280,7 @@ impl<'s> Player<'s> {
             findings,
             asked: numbers_of_allocs(&moves),
             moves,
-            addresses: vec![NOWHERE; script.areas as usize],
+            addresses,
             ops_since_upkeep: 0,
         })
     }
@@ -292,7 +303,7 @@ impl<'s> Player<'s> {
     /// The live area of the step of that number.
     pub fn area(&self, number: usize) -> Option<Area> {
         let Move { area, request, .. } = &self.moves[number];
-        let address = self.addresses[*area as usize];
+        let address = area.load(Ordering::Relaxed);
         (address != NOWHERE).then(|| Area::new(address, request))
     }
 
@@ -316,28 +327,29 @@ impl<'s> Player<'s> {
     /// As [`step`](Self::step).
     pub fn run(&mut self, numbers: Range<usize>) -> Result<Option<AllocError>, CliError> {
         let mut refused = None;
-        let first = numbers.start;
-        for (index, step) in self.moves[numbers].iter().enumerate() {
-            let address = &mut self.addresses[step.area as usize];
+        for step in &self.moves[numbers] {
             match step.kind {
                 Kind::Alloc => match self.pcpu.allocate_at(&step.seat, &step.request) {
-                    Ok(found) => *address = found,
+                    Ok(found) => step.area.store(found, Ordering::Relaxed),
                     Err(error) => refused = Some(error),
                 },
-                Kind::Free if *address != NOWHERE => {
-                    let freed = core::mem::replace(address, NOWHERE);
-                    // SAFETY: the area is live, and the replayer has no reference to its copies.
-                    if let Err(error) = unsafe { self.pcpu.free_at(&step.seat, freed, step.flags) }
-                    {
-                        return Err(self.failure(first + index, &not_taken_back(error)));
+                Kind::Free => {
+                    let address = step.area.load(Ordering::Relaxed);
+                    if address != NOWHERE {
+                        step.area.store(NOWHERE, Ordering::Relaxed);
+                        // SAFETY: the area is live, and the replayer has no reference to its copies.
+                        let freed = unsafe { self.pcpu.free_at(&step.seat, address, step.flags) };
+                        if let Err(error) = freed {
+                            let number = step.number as usize;
+                            return Err(self.failure(number, &not_taken_back(error)));
+                        }
                     }
                 }
-                Kind::Free => {}
             }
             match self.setup.upkeep {
                 UpkeepPace::WhenDue => self.pcpu.upkeep_if_due(),
                 UpkeepPace::Every(ops) => {
-                    let purpose = self.script.steps[first + index].purpose;
+                    let purpose = self.script.steps[step.number as usize].purpose;
                     self.ops_since_upkeep += u32::from(purpose == Purpose::Op);
                     if self.ops_since_upkeep >= ops && self.pcpu.is_upkeep_due() {
                         self.ops_since_upkeep = 0;
@@ -369,11 +381,12 @@ impl<'s> Player<'s> {
     /// One line, if the allocator keeps something.
     pub fn empty(&mut self) -> Result<(), CliError> {
         let failed = |what: String| CliError::Failed(format!("{}: {what}", self.name));
-        for (address, number) in self.addresses.iter_mut().zip(&self.asked) {
-            if *address == NOWHERE {
+        for (address, number) in self.addresses.iter().zip(&self.asked) {
+            let (slot, address) = (address, address.load(Ordering::Relaxed));
+            if address == NOWHERE {
                 continue;
             }
-            let address = core::mem::replace(address, NOWHERE);
+            slot.store(NOWHERE, Ordering::Relaxed);
             let step = &self.moves[*number];
             let area = Area::new(address, &step.request);
             if self.setup.zeroing == Zeroing::On {

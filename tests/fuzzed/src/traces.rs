@@ -11,7 +11,7 @@ pub fn read_trace(data: &[u8]) {
                 match step.action {
                     Action::Alloc { area, request } => {
                         assert_eq!(area, areas, "areas are counted up");
-                        assert!(request.bytes > 0 && request.align.is_power_of_two());
+                        assert!(request.bytes() > 0 && request.align().is_power_of_two());
                         areas += 1;
                     }
                     Action::Free { area } => assert!(area < areas, "what is freed was allocated"),

@@ -88,10 +88,11 @@ pub(in super::super) unsafe fn put_slot(
                 "cmp qword ptr [{at} + {t} + {unit_0} + 8], {run}",
                 "jne {elsewhere}",
                 "mov {slots}, qword ptr [{at} + {t} + {unit_0}]",
+                "btr {slots}, {fresh}",
                 "test {slots}, {slot}",
                 "jnz {was_free}",
+                // Which slot it is, is known last.
                 "or {slots}, {slot}",
-                "btr {slots}, {fresh}",
                 "mov qword ptr [{at} + {t} + {unit_0}], {slots}",
             ],
             at = in(reg) at, run = in(reg) run, slot = in(reg) slot, gate = in(reg) gate.as_ptr(),
