@@ -112,9 +112,9 @@ impl Default for Policy {
             max_align_bytes: usize::MAX,
             spare_chunks: 1,
             spare_chunks_max: 16,
-            empty_pages_low: 0,
-            empty_pages_high: 2,
-            quiet_frees: 16,
+            empty_pages_low: 4,
+            empty_pages_high: 12,
+            quiet_frees: 64,
             upkeep: UpkeepBy::Owner,
         }
     }

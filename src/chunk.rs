@@ -385,9 +385,14 @@ impl Body {
     }
 
     /// Takes `len` granules aligned to `align` as an area, if there is a place in memory that is or could be there; there
-    /// is one if `len` is at most the certain [`room`](Self::room). The pages of it that have no memory are claimed: the caller
-    /// populates them and then calls [`populated`](Self::populated) or [`undo_take`](Self::undo_take).
-    pub(crate) fn take_growing(&mut self, len: u32, align: u32) -> Option<(Range<u32>, PageMask)> {
+    /// is one if `len` is at most the certain [`room`](Self::room). The pages of it that have no memory are claimed, and up to
+    /// `ahead_pages` of those behind it: the caller populates them and then calls [`populated`](Self::populated) or [`undo_take`](Self::undo_take).
+    pub(crate) fn take_growing(
+        &mut self,
+        len: u32,
+        align: u32,
+        ahead_pages: u32,
+    ) -> Option<(Range<u32>, PageMask)> {
         let start = match self.map.find_growing(len, align) {
             Ok(start) => start,
             Err(longest) => {
@@ -397,11 +402,17 @@ impl Body {
         };
         let pages = self.map.pages_of(start..start + len);
         let mut claimed = PageMask::none(pages.start);
-        for page in pages {
+        for page in pages.clone() {
             if self.map.is_vacant(page) {
                 claimed.insert(page);
             }
         }
+        let end = (pages.end + ahead_pages)
+            .min(pages.start + MAX_MASK_PAGES)
+            .min(self.map.pages());
+        (pages.end..end)
+            .take_while(|&page| self.map.is_vacant(page))
+            .for_each(|page| claimed.insert(page));
         self.claim(claimed);
         self.longest_vacant_pages = self.map.longest_vacant_pages();
         self.mark_taken(start, len);
@@ -458,6 +469,8 @@ impl Body {
         }
         self.counts.populated += claimed.count();
         self.settle(claimed, Visibility::Ready);
+        let is_empty = |page: &u32| self.map.is_open(*page);
+        self.counts.empty += claimed.runs().flatten().filter(is_empty).count() as u32;
     }
 
     /// The claimed pages could not be populated: the area is free again, its pages have no memory.
@@ -504,16 +517,16 @@ impl Body {
     pub(crate) fn sweep(
         &mut self,
         pages: Range<u32>,
-        is_kept: impl Fn(u32) -> bool,
+        kept: impl Fn(u32, u32) -> u32,
         mut each: impl FnMut(u32),
     ) {
-        let first = self.first_page * self.granules_per_page;
+        let base = self.first_page * self.granules_per_page;
         let mut from = pages.start;
         while let Some(page) = self.map.next_freed_page(from..pages.end) {
             let areas = &mut self.areas;
             let released = self.map.sweep_page(
                 page,
-                |granule| is_kept(first + granule),
+                |first, freed| kept(base + first, freed),
                 |len| {
                     *areas -= 1;
                     each(len);

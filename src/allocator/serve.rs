@@ -8,7 +8,7 @@ use zerocopy::FromZeros;
 
 use super::PerCpuAllocator;
 use super::hardened::is_told_apart;
-use super::state::{Batch, Placed, State, Taken, VacantPlace};
+use super::state::{Batch, Growth, Placed, State, Taken, VacantPlace};
 use crate::backing::{Backing, BackingError, Context, CpuArea};
 use crate::chunk::{Chunk, Nature};
 use crate::request::{AllocError, AllocFlags, Request};
@@ -109,7 +109,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             state = self.until_work_may_begin(state);
             state.take_anew(request.flags, granules, align)
         } else {
-            state.take_growing(request.flags, granules, align)
+            state.take_growing(request.flags, granules, align, Growth::Ahead)
         };
         loop {
             let found = match placed {
@@ -145,6 +145,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                     }
                     Err(error) => {
                         state.undo(&found);
+                        if found.growth == Growth::Ahead {
+                            let needed = Growth::Needed;
+                            placed = state.take_growing(request.flags, granules, align, needed);
+                            continue;
+                        }
                         self.note_due(&state);
                         drop(state);
                         // Pages that nobody uses may still hold memory: give it back, then try once more.

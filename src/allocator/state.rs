@@ -17,7 +17,7 @@ use crate::places::Place;
 use crate::stats::{EventHook, Stats};
 use crate::unit::{GRANULE_BYTES, UnitSizes};
 
-pub(super) use placing::{Placed, Taken};
+pub(super) use placing::{Growth, Placed, Taken};
 
 mod many;
 mod placing;
@@ -199,15 +199,15 @@ impl State {
         let body = unsafe { &mut *chunk.as_ref().body() };
         let before = body.counts.empty;
         let cells = self.cells.take();
-        let is_kept = |granule: u32| {
+        let kept = |first: u32, freed: u32| {
             let Some((cells, pitch)) = &cells else {
-                return false;
+                return 0;
             };
             // SAFETY: as above.
             let place = unsafe { chunk.as_ref() }.place as usize;
-            cells.is_entered(place * pitch + granule as usize)
+            cells.entered_among(place * pitch + first as usize, freed)
         };
-        body.sweep(pages(body), is_kept, |granules| {
+        body.sweep(pages(body), kept, |granules| {
             self.count_free(granules as usize * GRANULE_BYTES)
         });
         self.cells = cells;

@@ -81,10 +81,20 @@ impl Cells {
         Some((run, run.slot_at(granule)?))
     }
 
-    /// Whether the area at `granule` belongs to a run.
+    /// Which of the areas of 32 granules belong to a run: bit `i` is the area that starts `i` granules behind `first`, the first
+    /// of a window.
     #[inline]
-    pub(crate) fn is_entered(&self, granule: usize) -> bool {
-        granule < REACH_GRANULES && self.find(granule as u32).is_some()
+    pub(crate) fn entered_among(&self, first: usize, areas: u32) -> u32 {
+        const { assert!(1 << WINDOW_SHIFT == u32::BITS) };
+        debug_assert!(first.is_multiple_of(1 << WINDOW_SHIFT));
+        if first >= REACH_GRANULES {
+            return 0;
+        }
+        let first = first as u32;
+        match self.cell(first).load(Ordering::Acquire) {
+            0 => 0,
+            bits => entered_among(Run::from_bits(bits), first, areas),
+        }
     }
 
     /// The same table once more.
@@ -202,4 +212,15 @@ impl Cells {
             }
         }
     }
+}
+
+/// Which of the areas of a window belong to `run`.
+fn entered_among(run: Run, first: u32, areas: u32) -> u32 {
+    let (mut left, mut entered) = (areas, 0);
+    while left != 0 {
+        let at = left.trailing_zeros();
+        left &= left - 1;
+        entered |= u32::from(run.slot_at(first + at).is_some()) << at;
+    }
+    entered
 }

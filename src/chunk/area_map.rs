@@ -153,7 +153,6 @@ impl AreaMap {
     }
 
     /// Whether `page` is ready and no area touches it.
-    #[cfg(test)]
     pub(crate) fn is_open(&self, page: u32) -> bool {
         self.runs.is_open(page)
     }
@@ -283,44 +282,57 @@ impl AreaMap {
         (self.note_free(areas), wrong)
     }
 
-    /// Makes the granules of the freed areas free that start in `page`, but for those of which `is_kept` says so by where they
-    /// start; `each` is told their lengths. `None` if there are none.
+    /// Makes the granules of the freed areas free that start in `page`, but for those that `kept` picks; see
+    /// [`Marks::sweep_word`]. `each` is told their lengths. `None` if there are none.
     #[inline]
     pub(crate) fn sweep_page(
         &mut self,
         page: u32,
-        is_kept: impl Fn(u32) -> bool,
+        kept: impl Fn(u32, u32) -> u32,
         mut each: impl FnMut(u32),
     ) -> Option<Released> {
         self.marks.begin_sweep(page);
+        // Granules that are free by their marks; areas that lie side by side become free at one go.
+        let mut stretch = 0..0;
         let mut all: Option<Released> = None;
         for index in self.marks.words_of(page) {
-            if !self.marks.has_freed(index) {
-                continue;
-            }
-            let Some((mut gone, end)) = self.marks.sweep_word(index, &is_kept, &mut each) else {
+            let Some((mut gone, end)) = self.marks.sweep_word(index, &kept, &mut each) else {
                 continue;
             };
             let first = index as u32 * u32::BITS;
             while gone != 0 {
-                let start = gone.trailing_zeros();
-                let stop = start + (gone >> start).trailing_ones();
-                gone &= gone.wrapping_add(1 << start);
+                let at = gone.trailing_zeros();
+                let stop = at + (gone >> at).trailing_ones();
+                gone &= gone.wrapping_add(1 << at);
                 // The last may go on behind the word.
                 let stop = if stop == u32::BITS { end } else { first + stop };
-                let released = self.note_free(first + start..stop);
-                let all = all.get_or_insert(Released {
-                    end,
-                    emptied_pages: 0,
-                    neighbours: Neighbours::NoneVacant,
-                });
-                all.emptied_pages += released.emptied_pages;
-                if released.neighbours == Neighbours::SomeVacant {
-                    all.neighbours = Neighbours::SomeVacant;
+                if stretch.end != first + at {
+                    self.note_swept(stretch, &mut all);
+                    stretch = first + at..first + at;
                 }
+                stretch.end = stop;
             }
         }
+        self.note_swept(stretch, &mut all);
         all
+    }
+
+    /// Notes that granules are free, and adds up what that comes to.
+    #[inline]
+    fn note_swept(&mut self, granules: Range<u32>, all: &mut Option<Released>) {
+        if granules.is_empty() {
+            return;
+        }
+        let released = self.note_free(granules);
+        let Some(all) = all else {
+            *all = Some(released);
+            return;
+        };
+        all.end = released.end;
+        all.emptied_pages += released.emptied_pages;
+        if released.neighbours == Neighbours::SomeVacant {
+            all.neighbours = Neighbours::SomeVacant;
+        }
     }
 
     /// Notes that granules are free which were areas.

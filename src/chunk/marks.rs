@@ -565,48 +565,54 @@ impl Marks {
         wrong
     }
 
-    /// Marks the freed areas free that start in one word, but for those of which `is_kept` says so by where they start, with
-    /// the lock held. `each` is told the length of every one. Returns which granules of the word they were, and where the last
-    /// ends, if there are any.
+    /// Marks the freed areas free that start in one word, with the lock held, but for those that `kept` picks: it is told
+    /// the word's first granule and which areas are to go, by where they start. `each` is told the length of every one.
+    /// Returns which granules of the word they were, and where the last ends, if there are any.
     #[inline]
     pub(super) fn sweep_word(
         &self,
         index: usize,
-        is_kept: impl Fn(u32) -> bool,
+        kept: impl Fn(u32, u32) -> u32,
         mut each: impl FnMut(u32),
     ) -> Option<(u32, u32)> {
         let word = &self.words[index];
         let first = index as u32 * GRANULES;
         let mut found = word.load(Ordering::Acquire);
-        loop {
-            let (mut left, mut heads, mut gone, mut last) = (freed(found), 0, 0, None);
-            while left != 0 {
-                let at = left.trailing_zeros();
-                left &= left - 1;
-                if !is_kept(first + at) {
-                    let end = self.end_in(found, first + at);
-                    heads |= 1_u32 << at;
-                    gone |= some(at..(end - first).min(GRANULES));
-                    last = Some((first + at, end));
-                }
+        let (mut heads, gone) = loop {
+            let freed = freed(found);
+            if freed == 0 {
+                return None;
             }
-            let (last, end) = last?;
+            let heads = freed & !kept(first, freed);
+            if heads == 0 {
+                return None;
+            }
+            // What lies inside an area follows its start: a carry from there runs through it.
+            let inside = body(found) & !starts(found);
+            let gone = heads | inside & !inside.wrapping_add(heads << 1 & inside);
             let cleared = found & !both(gone);
             match word.compare_exchange(found, cleared, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => {
-                    while heads != 0 {
-                        let start = first + heads.trailing_zeros();
-                        heads &= heads - 1;
-                        each(match start == last {
-                            true => end - start,
-                            false => self.end_in(found, start) - start,
-                        });
-                    }
-                    self.clear_behind(last, end);
-                    return Some((gone, end));
-                }
+                Ok(_) => break (heads, gone),
                 // Somebody frees an area, or makes one live.
                 Err(now) => found = now,
+            }
+        };
+        let ends = ends(found);
+        loop {
+            let at = heads.trailing_zeros();
+            heads &= heads - 1;
+            let behind = ends >> at >> 1;
+            if behind != 0 {
+                let len = 1 + behind.trailing_zeros();
+                each(len);
+                if heads == 0 {
+                    return Some((gone, first + at + len));
+                }
+            } else {
+                let end = self.end_behind(first + at);
+                each(end - (first + at));
+                self.clear_behind(first + at, end);
+                return Some((gone, end));
             }
         }
     }

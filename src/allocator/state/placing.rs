@@ -41,7 +41,21 @@ pub(in crate::allocator) struct Placed {
     pub(in crate::allocator) claimed_in_unit: PageMask,
     /// The chunk was a spare one.
     pub(in crate::allocator) was_spare: bool,
+    /// Pages are populated with it that it does not need.
+    pub(in crate::allocator) growth: Growth,
 }
+
+/// Which pages are populated for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::allocator) enum Growth {
+    /// Those that its area touches.
+    Needed,
+    /// A few behind them too, for requests to come, as long as memory is well below the most that ever was there.
+    Ahead,
+}
+
+/// Pages that are populated ahead of need, at most.
+const AHEAD_PAGES: u32 = 3;
 
 impl From<Taken> for Placed {
     /// In memory that is there: nothing is to be done.
@@ -51,6 +65,7 @@ impl From<Taken> for Placed {
             claimed: PageMask::default(),
             claimed_in_unit: PageMask::default(),
             was_spare: false,
+            growth: Growth::Needed,
         }
     }
 }
@@ -108,16 +123,17 @@ impl State {
         flags: AllocFlags,
         granules: u32,
         align: u32,
+        growth: Growth,
     ) -> Option<Placed> {
         // With `TRY`, populating would need the lock a second time.
         if flags.intersects(AllocFlags::RESERVED | AllocFlags::TRY) {
             return None;
         }
-        if let Some(placed) = self.place_growing(granules, align) {
+        if let Some(placed) = self.place_growing(granules, align, growth) {
             return Some(placed);
         }
         let lowest_spare = self.spare.iter().map(|chunk| chunk.place).min()?;
-        let placed = self.grow_at(lowest_spare, granules, align)?;
+        let placed = self.grow_at(lowest_spare, granules, align, growth)?;
         Some(Placed {
             was_spare: true,
             ..placed
@@ -133,16 +149,16 @@ impl State {
     ) -> Option<Placed> {
         match self.take_ready(flags, granules, align) {
             Some(taken) => Some(taken.into()),
-            None => self.take_growing(flags, granules, align),
+            None => self.take_growing(flags, granules, align, Growth::Ahead),
         }
     }
 
     /// From memory that can be populated.
-    fn place_growing(&mut self, granules: u32, align: u32) -> Option<Placed> {
+    fn place_growing(&mut self, granules: u32, align: u32, growth: Growth) -> Option<Placed> {
         let (mut from, mut tries) = (0, MISALIGNED_CHUNKS);
         while tries > 0 {
             let place = self.directory.find_growing(granules, from)?;
-            if let Some(placed) = self.grow_at(place, granules, align) {
+            if let Some(placed) = self.grow_at(place, granules, align, growth) {
                 return Some(placed);
             }
             // A bound that was too high is right now, and does not count: areas that were taken made it so.
@@ -152,7 +168,7 @@ impl State {
         }
         // The lowest chunk with room whatever the alignment.
         let place = self.directory.find_certain(granules)?;
-        self.grow_at(place, granules, align)
+        self.grow_at(place, granules, align, growth)
     }
 
     /// From any chunk in use, however long it takes: before a request is refused that no new chunk can be made for.
@@ -168,7 +184,7 @@ impl State {
             let ready = self.take_with(chunk, granules, align, Effort::Exhaustive);
             let placed = match ready {
                 Some(taken) => Some(taken.into()),
-                None => self.grow_at(place, granules, align),
+                None => self.grow_at(place, granules, align, Growth::Needed),
             };
             if placed.is_some() {
                 return placed;
@@ -226,16 +242,32 @@ impl State {
         Some(Taken { chunk, place, area })
     }
 
-    fn grow_at(&mut self, place: u32, granules: u32, align: u32) -> Option<Placed> {
+    fn grow_at(
+        &mut self,
+        place: u32,
+        granules: u32,
+        align: u32,
+        growth: Growth,
+    ) -> Option<Placed> {
         let Place::Chunk(chunk) = self.directory.get(place) else {
             return None;
         };
-        let (area, claimed) = self.edit(chunk, |body| body.take_growing(granules, align))?;
+        let ahead_pages = match growth {
+            Growth::Ahead if !self.is_near_peak() => AHEAD_PAGES,
+            Growth::Ahead | Growth::Needed => 0,
+        };
+        let (area, claimed) =
+            self.edit(chunk, |body| body.take_growing(granules, align, ahead_pages))?;
+        let needed_pages = self.body(chunk).map.pages_of(area.clone()).len() as u32;
         Some(Placed {
             taken: Taken { chunk, place, area },
             claimed,
             claimed_in_unit: self.body(chunk).unit_pages(claimed),
             was_spare: false,
+            growth: match claimed.count() > needed_pages {
+                true => Growth::Ahead,
+                false => Growth::Needed,
+            },
         })
     }
 
