@@ -130,8 +130,8 @@ impl MaxTree {
                     // What was the largest still is.
                     return;
                 }
-                let children = &values[group..][..FANOUT as usize];
-                new = children.iter().fold(new, |max, &child| max.max(child));
+                let children: Option<&[u32; FANOUT as usize]> = values[group..].first_chunk();
+                new = children.map_or(new, |all| all.iter().fold(0, |max, &child| max.max(child)));
             }
             if new == was {
                 return;

@@ -295,7 +295,9 @@ impl AreaMap {
         // Granules that are free by their marks; areas that lie side by side become free at one go.
         let mut stretch = 0..0;
         let mut all: Option<Released> = None;
-        for index in self.marks.words_of(page) {
+        let mut words = self.marks.words_of(page);
+        while let Some(index) = self.marks.next_freed_word(words.clone()) {
+            words.start = index + 1;
             let Some((mut gone, end)) = self.marks.sweep_word(index, &kept, &mut each) else {
                 continue;
             };

@@ -104,6 +104,9 @@ fn locate(granule: u32) -> (usize, u32) {
     ((granule / GRANULES) as usize, granule % GRANULES)
 }
 
+/// A word with nothing but the inside of an area.
+const INSIDE: u64 = u32::MAX as u64;
+
 /// In a word: what `body` says of a granule.
 #[inline]
 fn body_bit(at: u32) -> u64 {
@@ -392,15 +395,21 @@ impl Marks {
     /// Where the area that starts at `start` ends, which reaches the end of its first word.
     #[inline(never)]
     fn end_behind(&self, start: u32) -> u32 {
-        let mut index = locate(start).0 + 1;
-        while let Some(word) = self.words.get(index) {
-            let ends = ends(word.load(Ordering::Acquire));
-            if ends != 0 {
-                return index as u32 * GRANULES + ends.trailing_zeros();
+        let first = locate(start).0 + 1;
+        let (mut behind, mut found) = (0, INSIDE);
+        for word in self.words.get(first..).unwrap_or_default() {
+            found = word.load(Ordering::Acquire);
+            if found != INSIDE {
+                break;
             }
-            index += 1;
+            behind += 1;
         }
-        index as u32 * GRANULES
+        // In the last word looked at, if an area goes on through all of the others.
+        let at = match found {
+            INSIDE => 0,
+            _ => ends(found).trailing_zeros(),
+        };
+        (first as u32 + behind) * GRANULES + at
     }
 
     /// Whether no live area starts in `page`. Looks at the words from `word` on first: who frees many often does it in order.
@@ -623,10 +632,12 @@ impl Marks {
         2 * pairs.start..2 * pairs.end
     }
 
-    /// Whether a freed area starts in a word.
+    /// The first of some words that a freed area starts in.
     #[inline]
-    pub(super) fn has_freed(&self, index: usize) -> bool {
-        freed(self.words[index].load(Ordering::Acquire)) != 0
+    pub(super) fn next_freed_word(&self, words: Range<usize>) -> Option<usize> {
+        let has_freed = |word: &AtomicU64| freed(word.load(Ordering::Acquire)) != 0;
+        let first = words.start;
+        Some(first + self.words[words].iter().position(has_freed)?)
     }
 
     /// Marks what an area has in the words behind its first as free, which is free there already.
