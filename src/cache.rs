@@ -30,7 +30,7 @@ mod stash;
 pub(crate) const MAX_SLOTS: u32 = 32;
 
 /// Runs that a CPU has at a time.
-pub(crate) const RUNS: usize = if cfg!(all(loom, test)) { 2 } else { 32 };
+pub(crate) const RUNS: usize = if cfg!(all(loom, test)) { 2 } else { 64 };
 
 /// Where in a unit's table its stashes are, in bytes: behind its runs.
 pub(crate) const STASHES_AT: usize = RUNS * size_of::<Pair>();

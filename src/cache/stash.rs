@@ -10,7 +10,7 @@
 use super::{Class, MAX_LEN, RUNS, field, field_mask, places};
 
 /// Stashes that a CPU has.
-const STASHES: usize = 2 * RUNS;
+const STASHES: usize = RUNS;
 
 /// Bytes of a unit's table of stashes.
 pub(super) const BYTES: usize = STASHES * size_of::<u64>();
