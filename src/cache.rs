@@ -35,8 +35,12 @@ pub(crate) const RUNS: usize = if cfg!(all(loom, test)) { 2 } else { 64 };
 /// Where in a unit's table its stashes are, in bytes: behind its runs.
 pub(crate) const STASHES_AT: usize = RUNS * size_of::<Pair>();
 
-/// Bytes of a unit's table of runs and stashes: whole windows of [`Cells`], so that runs behind it have theirs for themselves.
-pub(crate) const TABLE_BYTES: usize = (STASHES_AT + stash::BYTES).next_multiple_of(512);
+/// Where in a unit's table is what its runs were like when they were looked at last, a word of 32 bits for each.
+pub(crate) const STAMPS_AT: usize = STASHES_AT + stash::BYTES;
+
+/// Bytes of a unit's table: whole windows of [`Cells`], so that runs behind it have theirs for themselves.
+pub(crate) const TABLE_BYTES: usize =
+    (STAMPS_AT + RUNS * size_of::<u32>()).next_multiple_of(cells::WINDOW_BYTES);
 
 // The fields of a run's second word: where each begins, and how wide it is.
 const BASE: (u32, u32) = (0, 28);

@@ -10,14 +10,18 @@ use super::PerCpuAllocator;
 use super::runs::Caches;
 use super::state::State;
 use crate::backing::Backing;
-use crate::cache::{RUNS, Run, Seat};
+use crate::cache::{RUNS, Run, STAMPS_AT, Seat};
 use crate::request::{AllocFlags, Request};
 use crate::sync::Ordering;
+use crate::this_cpu::slots::MAP;
 use crate::this_cpu::{Pair, RemotePairs};
 use crate::unit::GRANULE_BYTES;
 
 /// Idle areas that memory grows in spite of: a quarter of a page, or this share of all memory, as a shift.
 const IDLE_SHARE: u32 = 13;
+
+/// Runs that are looked at when memory has grown.
+const LOOKS: usize = 8;
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Closes all runs that `seat` can reach: those of all CPUs, or those of its own where other CPUs' pairs are out of reach.
@@ -103,6 +107,36 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             self.drain_with(caches, seat, &mut state);
         }
         state
+    }
+
+    /// Closes those of the current CPU's runs that it has not used since they were looked at last: of a few at a time, when memory
+    /// has grown.
+    pub(super) fn close_unused(&self, caches: &Caches, seat: &impl Seat, state: &mut State) {
+        let grown = state.stats.pages_populated;
+        if core::mem::replace(&mut state.grown_when_looked, grown) == grown {
+            return;
+        }
+        let first = state.next_look;
+        // One is left out, so that CPUs which grow by turns come to all of theirs.
+        state.next_look = (first + LOOKS + 1) % RUNS;
+        for index in (first..first + LOOKS).map(|index| index % RUNS) {
+            let at = caches.table + index * size_of::<Pair>();
+            // SAFETY: as in `refill`.
+            let Some([slots, run]) = (unsafe { seat.peek_pair(at) }) else {
+                return;
+            };
+            if !Run::from_bits(run).is_open() || slots & MAP == 0 {
+                continue;
+            }
+            let stamp_at = caches.table + STAMPS_AT + index * size_of::<u32>();
+            let stamp = (slots >> 32 ^ slots) as u32;
+            // SAFETY: the table lives on every CPU that has memory, as this one has, for it has a run; a hint.
+            match unsafe { seat.read_link(stamp_at) } == stamp {
+                true => self.close_here(caches, seat, state, at),
+                // SAFETY: as above.
+                false => unsafe { seat.write_link(stamp_at, stamp) },
+            }
+        }
     }
 
     /// Closes the current CPU's run of one kind.

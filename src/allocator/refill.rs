@@ -19,7 +19,9 @@ use crate::this_cpu::slots::{FRESH, FULL, MAP, ONE_TAKEN};
 use crate::unit::GRANULE_BYTES;
 
 /// Bytes that a run is made of, at least and at most; in between, a share of the memory that there is for each CPU with a cache.
-const FILL_BYTES: Range<u64> = 512..2048;
+const FILL_BYTES: Range<u64> = 512..8192;
+/// The same, at most, while about as much is live as ever was: what is idle then is memory that lacks.
+const FILL_BYTES_AT_PEAK: u64 = 2048;
 /// As a divisor.
 const FILL_SHARE: u64 = 128;
 
@@ -47,6 +49,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             state.stats.cache_misses += 1;
             if let Some((_, class)) = self.caches_for(request) {
                 self.settle_stash(caches, seat, &mut state, class);
+                self.close_unused(caches, seat, &mut state);
                 loop {
                     match self.refill(caches, seat, state, request, class) {
                         Ok(address) => return Ok(address),
@@ -147,7 +150,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let cpu_bytes = memory_bytes / u64::from(self.units.with_runs.count().max(1));
         let stash_bytes = (cpu_bytes / STASH_SHARE).clamp(STASH_BYTES.start, STASH_BYTES.end);
         caches.set_stash_granules((stash_bytes / GRANULE_BYTES as u64) as u32);
-        (cpu_bytes / FILL_SHARE).clamp(FILL_BYTES.start, FILL_BYTES.end)
+        let most = match state.is_near_peak() {
+            true => FILL_BYTES_AT_PEAK,
+            false => FILL_BYTES.end,
+        };
+        (cpu_bytes / FILL_SHARE).clamp(FILL_BYTES.start, most)
     }
 
     /// Opens a run on the CPU of `closed`, and serves a request from it. One in place of a run that other CPUs freed areas of

@@ -68,6 +68,9 @@ pub(super) struct State {
     /// Populating and giving back under way, by phase.
     works: [u32; 2],
     phase: usize,
+    /// Which of a CPU's runs is looked at next, and how much memory had come when some were.
+    pub(super) next_look: usize,
+    pub(super) grown_when_looked: u64,
     /// Which areas belong to runs, and from one place to the next, in granules.
     cells: Option<(Cells, usize)>,
 }
@@ -100,6 +103,8 @@ impl State {
             rest_wanted: 0,
             works: [0; 2],
             phase: 0,
+            next_look: 0,
+            grown_when_looked: 0,
             cells: None,
         }
     }
@@ -348,9 +353,9 @@ impl State {
         self.stats.populated_pages >= self.stats.populated_peak_pages
     }
 
-    /// Whether nearly as much memory is there as ever was: seven eighths.
-    fn is_near_peak(&self) -> bool {
-        self.stats.populated_pages * 8 >= self.stats.populated_peak_pages * 7
+    /// Whether nearly as much is live as ever was: seven eighths. What is idle in caches counts as live.
+    pub(super) fn is_near_peak(&self) -> bool {
+        self.stats.live_bytes * 8 >= self.stats.live_peak_bytes * 7
     }
 
     /// Claims a vacant place for a chunk in the making.

@@ -13,9 +13,13 @@ use core::ptr::NonNull;
 use super::{REACH_GRANULES, Run};
 use crate::metadata::{BlockLayout, MetaSlice};
 use crate::sync::{AtomicU64, Ordering, full_fence};
+use crate::unit::GRANULE_BYTES;
 
 /// Granules of a window, as a shift.
 const WINDOW_SHIFT: u32 = 5;
+
+/// Bytes of a window.
+pub(super) const WINDOW_BYTES: usize = GRANULE_BYTES << WINDOW_SHIFT;
 
 /// Layout of [`Cells`] in a metadata block.
 #[derive(Debug, Clone, Copy)]

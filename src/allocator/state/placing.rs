@@ -17,7 +17,7 @@ use crate::unit::GRANULE_BYTES;
 const MISALIGNED_CHUNKS: u32 = 4;
 
 /// A hole that a run is put into has room for so many granules, or so many of its areas, if there is any such hole: less where
-/// memory is about as much as it ever was.
+/// about as much is live as ever was.
 const LEAST_GRANULES: u32 = 32;
 const LEAST_GRANULES_AT_PEAK: u32 = 8;
 const LEAST_SLOTS: u32 = 2;
@@ -242,13 +242,7 @@ impl State {
         Some(Taken { chunk, place, area })
     }
 
-    fn grow_at(
-        &mut self,
-        place: u32,
-        granules: u32,
-        align: u32,
-        growth: Growth,
-    ) -> Option<Placed> {
+    fn grow_at(&mut self, place: u32, granules: u32, align: u32, growth: Growth) -> Option<Placed> {
         let Place::Chunk(chunk) = self.directory.get(place) else {
             return None;
         };
@@ -256,17 +250,18 @@ impl State {
             Growth::Ahead if !self.is_near_peak() => AHEAD_PAGES,
             Growth::Ahead | Growth::Needed => 0,
         };
-        let (area, claimed) =
-            self.edit(chunk, |body| body.take_growing(granules, align, ahead_pages))?;
-        let needed_pages = self.body(chunk).map.pages_of(area.clone()).len() as u32;
+        let (area, claimed) = self.edit(chunk, |body| {
+            body.take_growing(granules, align, ahead_pages)
+        })?;
+        let needed = self.body(chunk).map.pages_of(area.clone());
         Some(Placed {
             taken: Taken { chunk, place, area },
             claimed,
             claimed_in_unit: self.body(chunk).unit_pages(claimed),
             was_spare: false,
-            growth: match claimed.count() > needed_pages {
-                true => Growth::Ahead,
-                false => Growth::Needed,
+            growth: match claimed.runs().last() {
+                Some(pages) if pages.end > needed.end => Growth::Ahead,
+                _ => Growth::Needed,
             },
         })
     }
