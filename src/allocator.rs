@@ -85,12 +85,14 @@ pub struct Policy {
     /// Where atomic requests used up more spare chunks than that between two upkeeps, twice as many are kept ready,
     /// up to so many; the number halves again while they are left alone.
     pub spare_chunks_max: u32,
-    /// Pages without areas that an upkeep leaves populated.
+    /// Pages without areas that an upkeep leaves populated; where there are caches, which have memory come several pages at a
+    /// time, four more.
     pub empty_pages_low: u32,
-    /// Upkeep is due at once when more pages than this are populated without an area.
+    /// Upkeep is due at once when more pages than this are populated without an area; where there are caches, ten more.
     pub empty_pages_high: u32,
-    /// Upkeep is due when more than `empty_pages_low` pages are populated without an area and so many areas have been
-    /// freed since the last one: a page that is filled and emptied in turn does not come and go each time.
+    /// Upkeep is due when more pages than it leaves are populated without an area and so many areas have been freed since the
+    /// last one, where there are caches four times as many: a page that is filled and emptied in turn does not come and go each
+    /// time.
     pub quiet_frees: u32,
     /// Whether allocating and freeing runs the upkeep by itself.
     pub upkeep: UpkeepBy,
@@ -112,9 +114,9 @@ impl Default for Policy {
             max_align_bytes: usize::MAX,
             spare_chunks: 1,
             spare_chunks_max: 16,
-            empty_pages_low: 4,
-            empty_pages_high: 12,
-            quiet_frees: 64,
+            empty_pages_low: 0,
+            empty_pages_high: 2,
+            quiet_frees: 16,
             upkeep: UpkeepBy::Owner,
         }
     }

@@ -69,8 +69,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Whose a run of the class is going to be after one that is used up: the next one, or the same when it has got its areas
     /// back. Where nobody has freed anything, as it was.
     pub(super) fn sharing_after(&self, caches: &Caches, state: &State, run: Run) -> Sharing {
-        let found = caches.cells.find(run.start(0));
-        if !found.is_some_and(|(found, _)| found.is_shared()) {
+        if !caches.cells.is_shared(run) {
             return Sharing::Own;
         }
         let is_foreign = caches.cells.take_foreign(run);

@@ -13,6 +13,12 @@ use crate::cpus::Cpus;
 use crate::stats::Event;
 use crate::unit::GRANULE_BYTES;
 
+/// Pages that an upkeep leaves beyond the policy's where there are caches, and pages that may be empty before it is due.
+const MORE_PAGES_LOW: u32 = 4;
+const MORE_PAGES_HIGH: u32 = 10;
+/// How many times as many frees the upkeep waits there.
+const MORE_FREES: u32 = 4;
+
 /// What an upkeep did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -62,7 +68,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             state.stats.spare_target = target;
             target
         };
-        let mut report = self.settle(self.policy.empty_pages_low, target);
+        let mut report = self.settle(self.empty_pages_low(), target);
         while self.lacks_spare(&self.state.lock()) {
             if self.make_spare().is_err() {
                 self.state.lock().note_spare_failed();
@@ -255,14 +261,25 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         target > self.policy.spare_chunks || !state.has_room(largest, largest_align)
     }
 
+    /// Pages that an upkeep leaves empty.
+    #[inline]
+    fn empty_pages_low(&self) -> u32 {
+        let more = if self.has_caches() { MORE_PAGES_LOW } else { 0 };
+        self.policy.empty_pages_low.saturating_add(more)
+    }
+
     /// Notes whether an upkeep has something to do.
     #[inline]
     pub(super) fn note_due(&self, state: &State) {
         let (policy, stats) = (&self.policy, &state.stats);
+        let (more_pages, more_frees) = match self.has_caches() {
+            true => (MORE_PAGES_HIGH, MORE_FREES),
+            false => (0, 1),
+        };
         let has_surplus = |empty_pages: u64| {
-            empty_pages > policy.empty_pages_low.into()
-                && (empty_pages > policy.empty_pages_high.into()
-                    || state.frees_since >= policy.quiet_frees)
+            empty_pages > self.empty_pages_low().into()
+                && (empty_pages > policy.empty_pages_high.saturating_add(more_pages).into()
+                    || state.frees_since >= policy.quiet_frees.saturating_mul(more_frees))
         };
         let due = has_surplus(stats.empty_pages)
             || stats.spare_chunks > stats.spare_target

@@ -74,6 +74,16 @@ impl Cells {
         unsafe { self.cells.get_unchecked(hash as usize) }
     }
 
+    /// The cells of the windows that a run's areas start in; one may come more than once.
+    #[inline]
+    fn cells_of(&self, run: Run) -> impl Iterator<Item = &AtomicU64> {
+        let (start, last) = (run.start(0), run.start(run.slots() - 1));
+        // Areas that are shorter than a window start in every one from the first to the last.
+        let step = run.class().len().max(1 << WINDOW_SHIFT);
+        let before = (start..last).step_by(step as usize);
+        before.chain([last]).map(|granule| self.cell(granule))
+    }
+
     /// The run that the area at `granule` belongs to, if any, and which of its areas it is.
     #[inline]
     pub(crate) fn find(&self, granule: u32) -> Option<(Run, u32)> {
@@ -116,7 +126,11 @@ impl Cells {
 
     /// The first stretch of the run's areas that can be entered.
     pub(crate) fn stretch(&self, run: Run) -> Range<u32> {
-        let is_free = |slot: &u32| self.cell(run.start(*slot)).load(Ordering::Relaxed) == 0;
+        let is_free = |cell: &AtomicU64| cell.load(Ordering::Relaxed) == 0;
+        if self.cells_of(run).all(is_free) {
+            return 0..run.slots();
+        }
+        let is_free = |slot: &u32| is_free(self.cell(run.start(*slot)));
         let start = (0..run.slots()).find(is_free).unwrap_or(run.slots());
         let end = (start..run.slots()).find(|slot| !is_free(slot));
         start..end.unwrap_or(run.slots())
@@ -124,28 +138,32 @@ impl Cells {
 
     /// Enters a run that is one [`stretch`](Self::stretch).
     pub(crate) fn enter(&self, run: Run) {
-        for slot in 0..run.slots() {
-            self.cell(run.start(slot))
-                .store(run.bits(), Ordering::Release);
+        for cell in self.cells_of(run) {
+            cell.store(run.bits(), Ordering::Release);
         }
     }
 
     /// Takes a run out; says whether other CPUs have freed areas of it.
     pub(crate) fn remove(&self, run: Run) -> bool {
         let mut is_shared = false;
-        for slot in 0..run.slots() {
-            let was = self.cell(run.start(slot)).swap(0, Ordering::AcqRel);
+        for cell in self.cells_of(run) {
+            let was = cell.swap(0, Ordering::AcqRel);
             is_shared |= Run::from_bits(was).is_shared();
         }
         is_shared
     }
 
+    /// Whether somebody has freed an area of an entered run by its mark, or was about to.
+    pub(crate) fn is_shared(&self, run: Run) -> bool {
+        self.cells_of(run)
+            .any(|cell| Run::from_bits(cell.load(Ordering::Acquire)).is_shared())
+    }
+
     /// Makes a run a shared one: from now on its areas are freed by marks only.
     pub(crate) fn share(&self, run: Run) {
-        for slot in 0..run.slots() {
-            // The cell of several areas is shared from the first on: what others note there since stays.
-            self.cell(run.start(slot))
-                .fetch_or(run.shared().bits(), Ordering::Release);
+        for cell in self.cells_of(run) {
+            // What others note there since it is shared stays.
+            cell.fetch_or(run.shared().bits(), Ordering::Release);
         }
     }
 
@@ -197,8 +215,7 @@ impl Cells {
     pub(crate) fn take_foreign(&self, run: Run) -> bool {
         let (bits, foreign) = (run.shared().bits(), run.foreign().bits());
         let mut is_foreign = false;
-        for slot in 0..run.slots() {
-            let cell = self.cell(run.start(slot));
+        for cell in self.cells_of(run) {
             is_foreign |= cell
                 .compare_exchange(foreign, bits, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok();

@@ -153,7 +153,7 @@ fn maps_tell_what_idles() {
 
     // The run's other areas, two that wait, and the tables.
     let idle = SLOTS as u32 - 4 + 2 + 1;
-    assert_eq!(counted[&0], (2, idle, (idle as usize - 1) * 64 + 1024));
+    assert_eq!(counted[&0], (2, idle, (idle as usize - 1) * 64 + 1792));
     assert_eq!(counted[&1], (1, 0, 0));
     let mut figures = BTreeMap::new();
     pcpu.visit_chunks(|chunk| {

@@ -50,7 +50,7 @@ pub(in crate::allocator) struct Placed {
 pub(in crate::allocator) enum Growth {
     /// Those that its area touches.
     Needed,
-    /// A few behind them too, for requests to come, as long as memory is well below the most that ever was there.
+    /// A few behind them too, for requests to come, where there are caches and less is live than ever was.
     Ahead,
 }
 
@@ -247,7 +247,7 @@ impl State {
             return None;
         };
         let ahead_pages = match growth {
-            Growth::Ahead if !self.is_near_peak() => AHEAD_PAGES,
+            Growth::Ahead if self.cells.is_some() && !self.is_near_peak() => AHEAD_PAGES,
             Growth::Ahead | Growth::Needed => 0,
         };
         let (area, claimed) = self.edit(chunk, |body| {
