@@ -18,6 +18,7 @@ mod told;
 
 mod counters;
 mod events;
+mod growth;
 mod late_cpus;
 mod limits;
 mod machine;

@@ -1,0 +1,88 @@
+//! What memory comes when it grows, and what makes room for it.
+
+use pcpu::Request;
+use pcpu::backing::sim::{Machine, SimAllocator};
+
+use crate::machine::{free_at, seat, with_caches};
+
+/// A request that no cache serves: of as many granules as a page has.
+const PAGE: Request = Request::new(4096, 8);
+
+/// How many pages come when an area of a page is allocated, which no page there has room for.
+fn pages_that_come(pcpu: &SimAllocator) -> (usize, u64) {
+    let before = pcpu.stats().populated_pages;
+    let address = pcpu.allocate_at(&seat(pcpu, 0), &PAGE).unwrap();
+    (address, pcpu.stats().populated_pages - before)
+}
+
+/// A machine that had more memory, and has given it back.
+fn machine_with_a_past() -> SimAllocator {
+    let pcpu = with_caches(&Machine::new(2).checked());
+    let areas: Vec<_> = (0..40).map(|_| pages_that_come(&pcpu)).collect();
+    let most = areas.iter().map(|&(_, pages)| pages).max();
+    assert_eq!(most, Some(1), "no more than is needed the first time");
+    for (address, _) in areas {
+        free_at(&pcpu, &seat(&pcpu, 0), address).unwrap();
+    }
+    pcpu.drain(&seat(&pcpu, 0));
+    pcpu.trim(0);
+    // What the first chunk has room for.
+    while let (_, 0) = pages_that_come(&pcpu) {}
+    pcpu.trim(0);
+    pcpu
+}
+
+#[test]
+fn where_memory_was_it_comes_several_pages_at_a_time() {
+    let pcpu = machine_with_a_past();
+    let mut came = Vec::new();
+    for _ in 0..4 {
+        came.push(pages_that_come(&pcpu).1);
+    }
+    assert_eq!(came, [4, 0, 0, 0]);
+    assert_eq!(pcpu.stats().failures, 0);
+}
+
+#[test]
+fn pages_ahead_of_need_can_be_done_without() {
+    let pcpu = machine_with_a_past();
+    pcpu.backing().set_faults(|call| call == 0);
+    assert_eq!(pages_that_come(&pcpu).1, 1);
+    assert_eq!(pcpu.backing().fallible_calls(), 2);
+    pcpu.backing().set_faults(|_| true);
+    let error = pcpu.allocate_at(&seat(&pcpu, 0), &PAGE).unwrap_err();
+    assert_eq!(error.to_string(), "no memory for pages");
+    pcpu.backing().set_faults(|_| false);
+    assert_eq!(pages_that_come(&pcpu).1, 4);
+}
+
+/// Areas that idle in a run whose CPU has turned to others are free for these.
+#[test]
+fn a_run_that_is_not_used_makes_room() {
+    let pcpu = with_caches(&Machine::new(2).checked());
+    let (first, other) = (seat(&pcpu, 0), seat(&pcpu, 1));
+    let idle_areas = || {
+        let mut idle = 0;
+        pcpu.visit_chunks(|chunk| idle += chunk.idle_areas);
+        idle
+    };
+    let tables = idle_areas();
+    let mut areas = vec![
+        pcpu.allocate_at(&first, &Request::new(16, 8)).unwrap(),
+        pcpu.allocate_at(&other, &Request::new(16, 8)).unwrap(),
+    ];
+    let idle = idle_areas() - tables;
+    assert!(idle > 2, "two runs are open");
+    let large = Request::new(1000, 8);
+    while pcpu.stats().populated_pages < 300 {
+        areas.push(pcpu.allocate_at(&first, &large).unwrap());
+    }
+    let left = idle_areas() - tables;
+    assert!(
+        left >= idle / 2 && left <= idle / 2 + 3,
+        "the other CPU's run stays: {left} of {idle}"
+    );
+    for address in areas {
+        free_at(&pcpu, &first, address).unwrap();
+    }
+}
