@@ -21,7 +21,7 @@ use crate::unit::GRANULE_BYTES;
 const IDLE_SHARE: u32 = 13;
 
 /// Runs that are looked at when memory has grown.
-const LOOKS: usize = 8;
+const LOOKS: usize = 16;
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Closes all runs that `seat` can reach: those of all CPUs, or those of its own where other CPUs' pairs are out of reach.

@@ -21,7 +21,7 @@ use crate::unit::GRANULE_BYTES;
 /// Bytes that a run is made of, at least and at most; in between, a share of the memory that there is for each CPU with a cache.
 const FILL_BYTES: Range<u64> = 512..8192;
 /// The same, at most, while about as much is live as ever was: what is idle then is memory that lacks.
-const FILL_BYTES_AT_PEAK: u64 = 2048;
+const FILL_BYTES_AT_PEAK: u64 = 1280;
 /// As a divisor.
 const FILL_SHARE: u64 = 128;
 
@@ -55,7 +55,10 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                         Ok(address) => return Ok(address),
                         Err(locked) => state = locked,
                     }
-                    if state.has_ready(granules, align) || !state.sweep_for(granules) {
+                    if let Some(taken) = state.take_ready(request.flags, granules, align) {
+                        return Ok(self.hand_out(state, request, &taken));
+                    }
+                    if !state.sweep_for(granules) {
                         break;
                     }
                 }

@@ -211,7 +211,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// Gives out an area that has been taken and has memory.
     #[inline]
-    fn hand_out(
+    pub(super) fn hand_out(
         &self,
         mut state: MutexGuard<'_, R, State>,
         request: &Request,
