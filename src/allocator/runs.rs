@@ -270,12 +270,14 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let (chunk, base, _) = self.chunk_of(state, run)?;
         let map = &state.body(chunk).map;
         let len = run.class().len();
-        let freed = |slot: &u32| map.is_freed(base + slot * len);
-        if (0..run.slots()).filter(freed).count() < WORTH_COLLECTING as usize {
+        let mut left = map.freed_among(base, len, run.slots());
+        if left.count_ones() < WORTH_COLLECTING {
             return None;
         }
         let mut free = 0_u64;
-        for slot in (0..run.slots()).filter(freed) {
+        while left != 0 {
+            let slot = left.trailing_zeros();
+            left &= left - 1;
             let is_back = map.reuse(base + slot * len, len);
             free |= u64::from(is_back) << slot;
         }
@@ -381,9 +383,10 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             return 0;
         };
         let len = run.class().len();
-        let map = &state.body(chunk).map;
-        let is_idle = |slot: &u32| slots >> slot & 1 != 0 || map.is_freed(base + slot * len);
-        (0..run.slots()).filter(is_idle).count() as u32
+        let freed = state.body(chunk).map.freed_among(base, len, run.slots());
+        // The word may be of another run by now.
+        let all = u32::MAX >> (u32::BITS - run.slots());
+        ((slots as u32 | freed) & all).count_ones()
     }
 
     /// Takes out of the counters what is free in runs, and counts what runs have handed out.

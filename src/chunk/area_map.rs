@@ -388,6 +388,12 @@ impl AreaMap {
         granule < self.end() && self.marks.at(granule) == (false, true)
     }
 
+    /// Which of so many areas of `len` granules, one behind the other, are freed: bit `i` is area `i`.
+    #[inline]
+    pub(crate) fn freed_among(&self, start: u32, len: u32, count: u32) -> u32 {
+        self.marks.freed_among(start, len, count)
+    }
+
     /// The granules of the area that starts at `start`.
     pub(crate) fn area_at(&self, start: u32) -> Result<Range<u32>, NoArea> {
         Ok(start..self.area_end(start)?)

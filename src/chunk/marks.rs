@@ -626,6 +626,21 @@ impl Marks {
         }
     }
 
+    /// Which of so many areas of `len` granules, one behind the other, are freed: bit `i` is area `i`.
+    #[inline]
+    pub(super) fn freed_among(&self, start: u32, len: u32, count: u32) -> u32 {
+        let (mut index, mut here, mut found) = (usize::MAX, 0, 0);
+        for area in 0..count {
+            let (word, at) = locate(start + area * len);
+            if word != index {
+                index = word;
+                here = freed(self.words[word].load(Ordering::Acquire));
+            }
+            found |= (here >> at & 1) << area;
+        }
+        found
+    }
+
     /// The words of `page`.
     pub(super) fn words_of(&self, page: u32) -> Range<usize> {
         let pairs = self.page_len.words(page..page + 1);
