@@ -364,6 +364,11 @@ impl Body {
         self.entered_bound = self.longest_bound;
     }
 
+    /// The longest stretch of pages without memory, claimed ones not included.
+    pub(crate) fn longest_vacant_pages(&self) -> u32 {
+        self.longest_vacant_pages
+    }
+
     /// What the chunk has to offer.
     pub(crate) fn room(&self) -> Room {
         let certain = self.longest_vacant_pages * self.granules_per_page;
@@ -511,8 +516,8 @@ impl Body {
         self.largest = 0;
     }
 
-    /// Makes the granules of the freed areas free that start in `pages`, but for those that `is_kept` says, by the granule of
-    /// the unit that they start at; `each` is told the length of each.
+    /// Makes the granules of the freed areas free that start in `pages`, but for those that `kept` picks: it is told
+    /// of 32 granules of the unit, from which one on, and which freed areas start there. `each` is told the length of each.
     #[inline]
     pub(crate) fn sweep(
         &mut self,

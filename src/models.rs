@@ -293,6 +293,8 @@ impl Machine {
         };
         let policy = Policy {
             spare_chunks: 0,
+            empty_pages_low: 0,
+            empty_pages_high: 2,
             quiet_frees: 0,
             ..Policy::default()
         };

@@ -47,7 +47,7 @@ bitflags! {
 ///
 /// What a CPU's cache goes by is worked out when a request is made: one that is asked for often should be a constant, or made
 /// once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Request {
     pub(crate) bytes: usize,
     pub(crate) align: usize,
@@ -55,6 +55,18 @@ pub struct Request {
     pub(crate) owner: usize,
     /// Follows from the others: requests are made by [`made`](Self::made) only.
     pub(crate) key: CacheKey,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Request")
+            .field("bytes", &self.bytes)
+            .field("align", &self.align)
+            .field("flags", &self.flags)
+            .field("owner", &self.owner)
+            .finish()
+    }
 }
 
 /// The request for a layout, which cannot mix up size and alignment.

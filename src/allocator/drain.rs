@@ -116,10 +116,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if core::mem::replace(&mut state.grown_when_looked, grown) == grown {
             return;
         }
-        let first = state.next_look;
-        // One is left out, so that CPUs which grow by turns come to all of theirs.
-        state.next_look = (first + LOOKS + 1) % RUNS;
-        for index in (first..first + LOOKS).map(|index| index % RUNS) {
+        // Anywhere: however many CPUs grow by turns, each comes to all of its own.
+        let first = (grown.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
+        for index in (first..first + LOOKS.min(RUNS)).map(|index| index % RUNS) {
             let at = caches.table + index * size_of::<Pair>();
             // SAFETY: as in `refill`.
             let Some([slots, run]) = (unsafe { seat.peek_pair(at) }) else {

@@ -12,7 +12,7 @@ use core::ptr::NonNull;
 
 use lock_api::RawMutex;
 
-use super::state::{State, Taken};
+use super::state::{CacheView, State, Taken};
 use super::{PerCpuAllocator, WATCHED};
 use crate::backing::{Backing, BackingError, Context};
 use crate::cache::{
@@ -108,7 +108,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         state.metadata_grew(layouts.size());
         // SAFETY: the cells stay as long as the instance.
         let view = unsafe { cells.view() };
-        state.use_cells(view, self.geometry.window.pitch_bytes / GRANULE_BYTES);
+        let page_bytes = self.geometry.sizes.page_bytes();
+        state.use_caches(CacheView {
+            cells: view,
+            pitch: self.geometry.window.pitch_bytes / GRANULE_BYTES,
+            largest_pages: self.geometry.max_alloc_bytes.div_ceil(page_bytes) as u32 + 1,
+        });
         self.caches = Some(Caches {
             table,
             cells,

@@ -146,6 +146,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                     Err(error) => {
                         state.undo(&found);
                         if found.growth == Growth::Ahead {
+                            state = self.until_work_may_begin(state);
                             let needed = Growth::Needed;
                             placed = state.take_growing(request.flags, granules, align, needed);
                             continue;

@@ -42,6 +42,16 @@ pub(super) struct VacantPlace {
     pub(super) parked: Option<NonNull<Chunk>>,
 }
 
+/// What the caches of an instance have to do with its memory.
+pub(super) struct CacheView {
+    /// Which areas belong to runs.
+    pub(super) cells: Cells,
+    /// From one place to the next, in granules of the window.
+    pub(super) pitch: usize,
+    /// What the largest request takes.
+    pub(super) largest_pages: u32,
+}
+
 /// What changes about an instance.
 pub(super) struct State {
     pub(super) directory: Directory,
@@ -68,11 +78,9 @@ pub(super) struct State {
     /// Populating and giving back under way, by phase.
     works: [u32; 2],
     phase: usize,
-    /// Which of a CPU's runs is looked at next, and how much memory had come when some were.
-    pub(super) next_look: usize,
+    /// How much memory had come when some of a CPU's runs were looked at last.
     pub(super) grown_when_looked: u64,
-    /// Which areas belong to runs, and from one place to the next, in granules.
-    cells: Option<(Cells, usize)>,
+    caches: Option<CacheView>,
 }
 
 impl State {
@@ -103,16 +111,14 @@ impl State {
             rest_wanted: 0,
             works: [0; 2],
             phase: 0,
-            next_look: 0,
             grown_when_looked: 0,
-            cells: None,
+            caches: None,
         }
     }
 
-    /// Leaves areas of runs alone from now on that are marked as freed. Granules of the window are counted from its first;
-    /// chunks are `pitch` granules apart.
-    pub(super) fn use_cells(&mut self, cells: Cells, pitch: usize) {
-        self.cells = Some((cells, pitch));
+    /// Leaves areas of runs alone from now on that are marked as freed, and has memory come several pages at a time.
+    pub(super) fn use_caches(&mut self, caches: CacheView) {
+        self.caches = Some(caches);
     }
 
     /// Makes areas of `len` granules each, one behind the other and live, free; nobody had them.
@@ -203,9 +209,9 @@ impl State {
         // SAFETY: as in `body_mut`. Of the state, only the counters are touched meanwhile.
         let body = unsafe { &mut *chunk.as_ref().body() };
         let before = body.counts.empty;
-        let cells = self.cells.take();
+        let caches = self.caches.take();
         let kept = |first: u32, freed: u32| {
-            let Some((cells, pitch)) = &cells else {
+            let Some(CacheView { cells, pitch, .. }) = &caches else {
                 return 0;
             };
             // SAFETY: as above.
@@ -215,7 +221,7 @@ impl State {
         body.sweep(pages(body), kept, |granules| {
             self.count_free(granules as usize * GRANULE_BYTES)
         });
-        self.cells = cells;
+        self.caches = caches;
         self.after_area_change(chunk, before);
     }
 

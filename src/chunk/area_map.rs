@@ -177,6 +177,11 @@ impl AreaMap {
         self.page_len.granules(page..page + 1)
     }
 
+    /// How many pages so many granules may touch, from the start of one or from the middle.
+    pub(crate) fn most_pages_of(&self, granules: u32) -> u32 {
+        self.page_len.page(granules) + 1
+    }
+
     /// The pages that `granules` touches.
     pub(crate) fn pages_of(&self, granules: Range<u32>) -> Range<u32> {
         self.page_len.pages_of(granules)

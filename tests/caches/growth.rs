@@ -1,7 +1,7 @@
 //! What memory comes when it grows, and what makes room for it.
 
-use pcpu::Request;
 use pcpu::backing::sim::{Machine, SimAllocator};
+use pcpu::{AllocFlags, Request};
 
 use crate::machine::{free_at, seat, with_caches};
 
@@ -54,6 +54,30 @@ fn pages_ahead_of_need_can_be_done_without() {
     assert_eq!(error.to_string(), "no memory for pages");
     pcpu.backing().set_faults(|_| false);
     assert_eq!(pages_that_come(&pcpu).1, 4);
+}
+
+/// Neither beyond what memory ever had, nor for those who cannot wait.
+#[test]
+fn pages_ahead_of_need_take_nothing_from_anybody() {
+    let pcpu = machine_with_a_past();
+    let request = PAGE.with_flags(AllocFlags::ATOMIC);
+    let before = pcpu.stats().populated_pages;
+    pcpu.allocate_at(&seat(&pcpu, 0), &request).unwrap();
+    assert_eq!(pcpu.stats().populated_pages, before + 1);
+
+    // Half of each page is live, and so is less than there was.
+    let pcpu = with_caches(&Machine::new(2).checked());
+    let seat = seat(&pcpu, 0);
+    let half = Request::new(2048, 8);
+    let areas: Vec<_> = (0..200)
+        .map(|_| pcpu.allocate_at(&seat, &half).unwrap())
+        .collect();
+    for &address in areas.iter().step_by(2) {
+        free_at(&pcpu, &seat, address).unwrap();
+    }
+    let stats = pcpu.stats();
+    assert_eq!(stats.populated_pages, stats.populated_peak_pages);
+    assert_eq!(pages_that_come(&pcpu).1, 1);
 }
 
 /// Areas that idle in a run whose CPU has turned to others are free for these.

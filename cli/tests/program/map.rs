@@ -49,8 +49,8 @@ fn what_idles_in_caches_is_told_apart() {
     let text = run(&format!("map --trace {file}")).ok();
     assert!(text.contains(" 8 bytes are live"), "{text}");
     let figures = text.lines().nth(1).unwrap();
-    // A table of 1 KiB and the rest of a run of 32.
-    let idle = format!("; {} idle in caches", 1024 + 31 * 8);
+    // A table and the rest of a run of 32.
+    let idle = format!("; {} idle in caches", 1792 + 31 * 8);
     assert!(figures.ends_with(&idle), "{figures}");
     let svg = path("map_idle.svg");
     run(&format!("map --trace {file} --svg {}", svg.display())).ok();

@@ -1,5 +1,8 @@
 //! Pages and chunks that are claimed while the lock is given up: populated and given back, made and destroyed.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use loom::thread;
 
 use super::{Model, PAGE_BYTES};
@@ -9,9 +12,12 @@ use crate::models::{Machine, explore};
 /// twice, the model that what is handed out is.
 #[test]
 fn populated_while_memory_goes_back() {
-    explore(2, || {
+    let most: [Arc<AtomicU64>; 2] = Default::default();
+    let [populated, given_back] = most.clone();
+    explore(2, move || {
         let model = Model::of(Machine::new());
         model.fill_first_chunk(PAGE_BYTES);
+        let before = model.machine.pcpu.stats();
         let area = model.allocate(PAGE_BYTES).unwrap();
         let thread = {
             let model = model.clone();
@@ -22,7 +28,14 @@ fn populated_while_memory_goes_back() {
         let area = thread.join().unwrap();
         model.assert_populated(area, 2 * PAGE_BYTES);
         model.assert_settled();
+        let after = model.machine.pcpu.stats();
+        let came = after.pages_populated - before.pages_populated;
+        let went = after.pages_depopulated - before.pages_depopulated;
+        populated.fetch_max(came, Ordering::Relaxed);
+        given_back.fetch_max(went, Ordering::Relaxed);
     });
+    let most = most.map(|pages| pages.load(Ordering::Relaxed));
+    assert!(!most.contains(&0), "memory comes, and goes: {most:?}");
 }
 
 /// Somebody frees, for the second time, what lay in a chunk that goes meanwhile and may come anew.

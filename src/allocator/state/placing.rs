@@ -50,7 +50,8 @@ pub(in crate::allocator) struct Placed {
 pub(in crate::allocator) enum Growth {
     /// Those that its area touches.
     Needed,
-    /// A few behind them too, for requests to come, where there are caches and less is live than ever was.
+    /// A few behind them too, for requests to come, where there are caches and less is live than ever was: no more than memory
+    /// ever had, and not where the chunk's last room for the largest request would go.
     Ahead,
 }
 
@@ -129,6 +130,11 @@ impl State {
         if flags.intersects(AllocFlags::RESERVED | AllocFlags::TRY) {
             return None;
         }
+        // Frames are for those who cannot wait for any.
+        let growth = match flags.contains(AllocFlags::ATOMIC) {
+            true => Growth::Needed,
+            false => growth,
+        };
         if let Some(placed) = self.place_growing(granules, align, growth) {
             return Some(placed);
         }
@@ -247,8 +253,8 @@ impl State {
             return None;
         };
         let ahead_pages = match growth {
-            Growth::Ahead if self.cells.is_some() && !self.is_near_peak() => AHEAD_PAGES,
-            Growth::Ahead | Growth::Needed => 0,
+            Growth::Ahead => self.pages_ahead(chunk, granules),
+            Growth::Needed => 0,
         };
         let (area, claimed) = self.edit(chunk, |body| {
             body.take_growing(granules, align, ahead_pages)
@@ -264,6 +270,24 @@ impl State {
                 _ => Growth::Needed,
             },
         })
+    }
+
+    /// How many pages may be populated ahead of need, with those for so many granules.
+    fn pages_ahead(&self, chunk: NonNull<Chunk>, granules: u32) -> u32 {
+        let Some(caches) = &self.caches else {
+            return 0;
+        };
+        if self.is_near_peak() {
+            return 0;
+        }
+        let body = self.body(chunk);
+        let needed = body.map.most_pages_of(granules);
+        let unused = self.stats.populated_peak_pages - self.stats.populated_pages;
+        let vacant = body
+            .longest_vacant_pages()
+            .saturating_sub(caches.largest_pages);
+        let most = vacant.min(unused.min(vacant.into()) as u32);
+        AHEAD_PAGES.min(most.saturating_sub(needed))
     }
 
     /// Undoes [`take_growing`](Self::take_growing).
