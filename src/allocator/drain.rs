@@ -90,7 +90,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         request: &Request,
         (granules, align): (u32, u32),
     ) -> MutexGuard<'a, R, State> {
-        if !may_drain(request) || !state.is_at_peak() || state.has_ready(granules, align) {
+        if !may_drain(request)
+            || !state.is_at_peak()
+            || state.may_grow_unswept()
+            || state.has_ready(granules, align)
+        {
             return state;
         }
         while state.sweep_lowest() {

@@ -58,7 +58,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                     if let Some(taken) = state.take_ready(request.flags, granules, align) {
                         return Ok(self.hand_out(state, request, &taken));
                     }
-                    if !state.sweep_for(granules) {
+                    if state.may_grow_unswept() || !state.sweep_for(granules) {
                         break;
                     }
                 }

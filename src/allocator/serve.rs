@@ -86,10 +86,13 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         granules: u32,
         align: u32,
     ) -> Result<usize, AllocError> {
-        while state.sweep_lowest() {
+        while !state.may_grow_unswept() && state.sweep_lowest() {
             if let Some(taken) = state.take_ready(request.flags, granules, align) {
                 return Ok(self.hand_out(state, request, &taken));
             }
+        }
+        if !state.may_grow_unswept() {
+            state.note_needed();
         }
         self.serve_growing(state, request, granules, align)
     }

@@ -25,6 +25,11 @@ mod placing;
 /// Frees and allocations that pass before a spare chunk that could not be made is tried again; twice as many each time.
 const RETRY_AFTER: u32 = 16;
 
+/// Pages that an instance has at least that grows before it sweeps.
+const LARGE_PAGES: u64 = 2048;
+/// By how much, as a divisor.
+const UNSWEPT_SHARE: u64 = 64;
+
 /// Calls that populate pages or give them back, and that began in one phase: between two changes of the set of CPUs that
 /// pages are populated for.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +86,8 @@ pub(super) struct State {
     /// How much memory had come when some of a CPU's runs were looked at last.
     pub(super) grown_when_looked: u64,
     caches: Option<CacheView>,
+    /// Pages that were there at most when memory grew because nothing was left to be swept.
+    needed_pages: u64,
 }
 
 impl State {
@@ -113,6 +120,7 @@ impl State {
             phase: 0,
             grown_when_looked: 0,
             caches: None,
+            needed_pages: 0,
         }
     }
 
@@ -352,6 +360,19 @@ impl State {
         stats.populated_pages = stats.populated_pages + gained - lost;
         stats.populated_peak_pages = stats.populated_peak_pages.max(stats.populated_pages);
         stats.empty_pages = stats.empty_pages + u64::from(after.empty) - u64::from(before.empty);
+    }
+
+    /// Whether memory may grow although there may be room in what was freed and not swept: in a large instance with caches, up to a
+    /// share beyond what was needed when all was swept. Else each page is swept for the one or two areas that were freed there.
+    pub(super) fn may_grow_unswept(&self) -> bool {
+        self.caches.is_some()
+            && self.needed_pages >= LARGE_PAGES
+            && self.stats.populated_pages < self.needed_pages + self.needed_pages / UNSWEPT_SHARE
+    }
+
+    /// Notes that memory grows and all that was freed is swept.
+    pub(super) fn note_needed(&mut self) {
+        self.needed_pages = self.needed_pages.max(self.stats.populated_pages);
     }
 
     /// Whether as much memory is there as ever was.

@@ -110,3 +110,37 @@ fn a_run_that_is_not_used_makes_room() {
         free_at(&pcpu, &first, address).unwrap();
     }
 }
+
+/// A large instance grows a little rather than sweep page by page for what was freed there, and not on and on.
+#[test]
+fn a_large_instance_grows_a_little_before_it_sweeps() {
+    let pcpu = with_caches(&Machine::new(1).chunks(256));
+    let seat = seat(&pcpu, 0);
+    let mut state = 1_u64;
+    let mut random = |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 33) as usize % below
+    };
+    let allocate = |bytes: usize| pcpu.allocate_at(&seat, &Request::new(bytes, 4)).unwrap();
+    let mut areas = Vec::new();
+    while pcpu.stats().populated_pages < 3000 {
+        areas.push(allocate(4 + random(400)));
+    }
+    let needed = pcpu.stats().populated_pages;
+    for _ in 0..10 * areas.len() {
+        let at = random(areas.len());
+        free_at(&pcpu, &seat, areas[at]).unwrap();
+        areas[at] = allocate(4 + random(400));
+    }
+    let most = pcpu.stats().populated_peak_pages;
+    // Holes that nothing fits take most of it: 306 pages.
+    assert!(most < needed + needed / 8, "{most} pages, {needed} before");
+    for address in areas {
+        free_at(&pcpu, &seat, address).unwrap();
+    }
+    pcpu.drain(&seat);
+    pcpu.trim(0);
+    assert_eq!((pcpu.stats().live, pcpu.stats().chunks), (0, 1));
+}
