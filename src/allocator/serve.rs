@@ -86,14 +86,22 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         granules: u32,
         align: u32,
     ) -> Result<usize, AllocError> {
-        while !state.may_grow_unswept() && state.sweep_lowest() {
+        let can_grow = !request
+            .flags
+            .intersects(AllocFlags::RESERVED | AllocFlags::TRY);
+        if can_grow && state.may_grow_unswept() {
+            match self.serve_growing(state, request, granules, align) {
+                // What was freed may do.
+                Err(AllocError::Backing(_)) => state = self.state.lock(),
+                result => return result,
+            }
+        }
+        while state.sweep_lowest() {
             if let Some(taken) = state.take_ready(request.flags, granules, align) {
                 return Ok(self.hand_out(state, request, &taken));
             }
         }
-        if !state.may_grow_unswept() {
-            state.note_needed();
-        }
+        state.note_needed();
         self.serve_growing(state, request, granules, align)
     }
 

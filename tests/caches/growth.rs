@@ -1,7 +1,7 @@
 //! What memory comes when it grows, and what makes room for it.
 
 use pcpu::backing::sim::{Machine, SimAllocator};
-use pcpu::{AllocFlags, Request};
+use pcpu::{AllocFlags, FreeFlags, Request};
 
 use crate::machine::{free_at, seat, with_caches};
 
@@ -109,6 +109,35 @@ fn a_run_that_is_not_used_makes_room() {
     for address in areas {
         free_at(&pcpu, &first, address).unwrap();
     }
+}
+
+/// A large instance grows before it sweeps; what cannot grow is served by what was freed.
+#[test]
+fn a_large_instance_that_cannot_grow_sweeps() {
+    let pcpu = with_caches(&Machine::new(1).chunks(256));
+    let seat = seat(&pcpu, 0);
+    let allocate = |request: &Request| pcpu.allocate_at(&seat, request);
+    let mut areas = Vec::new();
+    while pcpu.stats().populated_pages < 3000 {
+        areas.push(allocate(&Request::new(200, 8)).unwrap());
+    }
+    let reserved = Request::new(1000, 8).with_flags(AllocFlags::RESERVED);
+    let held: Vec<_> = core::iter::from_fn(|| allocate(&reserved).ok()).collect();
+    for &address in &held {
+        // SAFETY: nobody uses the area.
+        unsafe { pcpu.free_at(&seat, address, FreeFlags::RESERVED) }.unwrap();
+    }
+    for _ in &held {
+        allocate(&reserved).unwrap();
+    }
+
+    // As many as a stash names: nobody has swept them.
+    areas.sort_unstable();
+    for &address in &areas[..80] {
+        free_at(&pcpu, &seat, address).unwrap();
+    }
+    pcpu.backing().set_faults(|_| true);
+    allocate(&Request::new(12_000, 8).with_flags(AllocFlags::ATOMIC)).unwrap();
 }
 
 /// A large instance grows a little rather than sweep page by page for what was freed there, and not on and on.
