@@ -86,7 +86,7 @@ pub struct Policy {
     /// up to so many; the number halves again while they are left alone.
     pub spare_chunks_max: u32,
     /// Pages without areas that an upkeep leaves populated; where there are caches, which have memory come several pages at a
-    /// time, four more.
+    /// time, one that is found due leaves four more.
     pub empty_pages_low: u32,
     /// Upkeep is due at once when more pages than this are populated without an area; where there are caches, ten more.
     pub empty_pages_high: u32,
@@ -103,7 +103,7 @@ pub struct Policy {
 pub enum UpkeepBy {
     /// The owner calls [`PerCpuAllocator::upkeep`]: a kernel's worker.
     Owner,
-    /// Whoever allocates or frees without [`AllocFlags::ATOMIC`] and finds it due: a process.
+    /// Whoever allocates or frees without [`AllocFlags::ATOMIC`](crate::AllocFlags::ATOMIC) and finds it due: a process.
     Callers,
 }
 
@@ -405,7 +405,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// Serves a request: returns the neutral address of an area, which is zero on every materialised CPU unless
-    /// [`AllocFlags::NO_ZERO`] was given.
+    /// [`AllocFlags::NO_ZERO`](crate::AllocFlags::NO_ZERO) was given.
     ///
     /// # Errors
     /// [`AllocError`]; nothing has changed then.

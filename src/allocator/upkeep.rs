@@ -13,7 +13,7 @@ use crate::cpus::Cpus;
 use crate::stats::Event;
 use crate::unit::GRANULE_BYTES;
 
-/// Pages that an upkeep leaves beyond the policy's where there are caches, and pages that may be empty before it is due.
+/// Pages that an upkeep found due leaves beyond the policy's where there are caches, and pages more that may be empty before.
 const MORE_PAGES_LOW: u32 = 4;
 const MORE_PAGES_HIGH: u32 = 10;
 /// How many times as many frees the upkeep waits there.
@@ -53,11 +53,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Runs the upkeep. It may sleep, and takes no longer than what there is to give back and to prepare.
     pub fn upkeep(&self) -> UpkeepReport {
         self.sweep();
-        self.keep_up()
+        self.keep_up(self.policy.empty_pages_low)
     }
 
-    /// [`upkeep`](Self::upkeep) of what is known to be free: freed areas that have not been swept keep their pages.
-    fn keep_up(&self) -> UpkeepReport {
+    /// [`upkeep`](Self::upkeep) of what is known to be free, but for so many pages: freed areas that have not been swept keep
+    /// theirs.
+    fn keep_up(&self, keep_pages: u32) -> UpkeepReport {
         let target = {
             let mut state = self.state.lock();
             // Twice what was wanted since the last time; what was not wanted is unlearned slowly.
@@ -68,7 +69,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             state.stats.spare_target = target;
             target
         };
-        let mut report = self.settle(self.empty_pages_low(), target);
+        let mut report = self.settle(keep_pages, target);
         while self.lacks_spare(&self.state.lock()) {
             if self.make_spare().is_err() {
                 self.state.lock().note_spare_failed();
@@ -109,7 +110,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if self.has_sign(UPKEEP_DUE) {
             match self.has_caches() {
                 // What is freed and not swept is what stashes name.
-                true => self.keep_up(),
+                true => self.keep_up(self.empty_pages_low()),
                 false => self.upkeep(),
             };
         }
@@ -261,7 +262,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         target > self.policy.spare_chunks || !state.has_room(largest, largest_align)
     }
 
-    /// Pages that an upkeep leaves empty.
+    /// Pages that an upkeep leaves empty that is found due.
     #[inline]
     fn empty_pages_low(&self) -> u32 {
         let more = if self.has_caches() { MORE_PAGES_LOW } else { 0 };

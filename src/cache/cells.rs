@@ -34,7 +34,7 @@ impl CellsLayout {
         block: &mut BlockLayout,
         cpus: u32,
     ) -> Result<Self, core::alloc::LayoutError> {
-        let cells = (cpus as usize * 256).next_power_of_two().clamp(1024, 16384);
+        let cells = (cpus as usize * 256).next_power_of_two().clamp(1024, 8192);
         Ok(Self {
             cells,
             at: block.array::<AtomicU64>(cells)?,
