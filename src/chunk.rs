@@ -391,7 +391,8 @@ impl Body {
 
     /// Takes `len` granules aligned to `align` as an area, if there is a place in memory that is or could be there; there
     /// is one if `len` is at most the certain [`room`](Self::room). The pages of it that have no memory are claimed, and up to
-    /// `ahead_pages` of those behind it: the caller populates them and then calls [`populated`](Self::populated) or [`undo_take`](Self::undo_take).
+    /// `ahead_pages` of those behind it: the caller populates them and then calls [`populated`](Self::populated) or
+    /// [`undo_take`](Self::undo_take).
     pub(crate) fn take_growing(
         &mut self,
         len: u32,

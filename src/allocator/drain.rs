@@ -121,7 +121,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             return;
         }
         // Anywhere: however many CPUs grow by turns, each comes to all of its own.
-        let first = (grown.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
+        let first = (grown.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % RUNS;
         for index in (first..first + LOOKS.min(RUNS)).map(|index| index % RUNS) {
             let at = caches.table + index * size_of::<Pair>();
             // SAFETY: as in `refill`.

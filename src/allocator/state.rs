@@ -86,8 +86,9 @@ pub(super) struct State {
     /// How much memory had come when some of a CPU's runs were looked at last.
     pub(super) grown_when_looked: u64,
     caches: Option<CacheView>,
-    /// Pages that were there at most when memory grew because nothing was left to be swept.
+    /// Pages that are needed for what was live at most when nothing was left to be swept, and that.
     needed_pages: u64,
+    needed_live_bytes: u64,
 }
 
 impl State {
@@ -121,6 +122,7 @@ impl State {
             grown_when_looked: 0,
             caches: None,
             needed_pages: 0,
+            needed_live_bytes: 0,
         }
     }
 
@@ -370,9 +372,22 @@ impl State {
             && self.stats.populated_pages < self.needed_pages + self.needed_pages / UNSWEPT_SHARE
     }
 
-    /// Notes that memory grows and all that was freed is swept.
+    /// Notes that all that was freed is swept, and a request has no room: more is needed by as much as is live.
     pub(super) fn note_needed(&mut self) {
-        self.needed_pages = self.needed_pages.max(self.stats.populated_pages);
+        let (live_bytes, most_bytes) = (self.stats.live_bytes, self.needed_live_bytes);
+        if live_bytes > most_bytes {
+            // In proportion: what came without a sweep is not needed, and would be added to each time.
+            let pages = match most_bytes {
+                0 => self.stats.populated_pages,
+                _ => {
+                    let pages = u128::from(self.needed_pages) * u128::from(live_bytes);
+                    let most_pages = u128::from(self.stats.populated_pages);
+                    pages.div_ceil(most_bytes.into()).min(most_pages) as u64
+                }
+            };
+            self.needed_pages = self.needed_pages.max(pages);
+            self.needed_live_bytes = live_bytes;
+        }
     }
 
     /// Whether as much memory is there as ever was.

@@ -272,7 +272,7 @@ impl State {
         })
     }
 
-    /// How many pages may be populated ahead of need, with those for so many granules.
+    /// How many pages may be populated ahead of need behind those for so many granules.
     fn pages_ahead(&self, chunk: NonNull<Chunk>, granules: u32) -> u32 {
         let Some(caches) = &self.caches else {
             return 0;
@@ -286,7 +286,7 @@ impl State {
         let vacant = body
             .longest_vacant_pages()
             .saturating_sub(caches.largest_pages);
-        let most = vacant.min(unused.min(vacant.into()) as u32);
+        let most = unused.min(vacant.into()) as u32;
         AHEAD_PAGES.min(most.saturating_sub(needed))
     }
 
