@@ -332,7 +332,35 @@ impl FreeRuns {
         let pages = self.page_len.pages_of(area.clone());
         let opens = pages.clone().filter(|&page| self.is_open(page)).count();
         bitmap::clear(&mut self.untouched, pages.clone());
-        self.recount_around(used, pages);
+        let is_hidden = |page: &u32| !self.is_ready(*page);
+        let Some(first) = pages.clone().find(is_hidden) else {
+            return opens as u32;
+        };
+        let behind = 1 + pages.clone().rev().find(is_hidden).unwrap_or(first);
+        if !(first..behind).all(|page| is_hidden(&page)) {
+            self.recount_around(used, pages);
+            return opens as u32;
+        }
+        if pages.start < first {
+            // It ended with the page before the first.
+            let start = self.run_start(used, pages.start, area.start);
+            let rest = (start, area.start - start);
+            self.cut(self.page_len.page(start), start, [rest, (0, 0)]);
+        }
+        if behind < pages.end {
+            // It began with the page behind the last.
+            let start = self.page_len.granules(behind..pages.end).start;
+            let end = self.run_end(used, pages.end - 1, area.end);
+            let home = self.page_len.page(area.end);
+            if home == behind {
+                self.cut(behind, start, [(area.end, end - area.end), (0, 0)]);
+            } else {
+                self.cut(behind, start, [(0, 0); 2]);
+                if end > area.end {
+                    self.grow(home, area.end..end);
+                }
+            }
+        }
         opens as u32
     }
 
@@ -372,39 +400,58 @@ impl FreeRuns {
                 bitmap::clear(&mut self.vacant, pages.clone());
             }
         }
-        if !changes {
-            return;
+        match (changes, is_ready) {
+            (false, _) => {}
+            (true, true) => self.show(used, pages),
+            (true, false) => self.hide(used, pages),
         }
-        for page in pages.clone() {
-            if is_ready {
-                match used.is_clear(self.page_len.words(page..page + 1)) {
-                    true => bitmap::set_bit(&mut self.untouched, page),
-                    false => bitmap::clear_bit(&mut self.untouched, page),
-                }
-            }
-        }
-        pages.clone().for_each(|page| self.recount(used, page));
-        self.mend_around(used, pages, is_ready);
     }
 
-    /// Brings the records of the runs beside `pages` up to date, which have come into sight, or gone from it.
-    fn mend_around(&mut self, used: Occupied<'_>, pages: Range<u32>, are_ready: bool) {
+    /// Makes the records of `pages`, which have come into sight, and of those that runs go on from or into.
+    fn show(&mut self, used: Occupied<'_>, pages: Range<u32>) {
+        let mut start = self.run_start_before(used, pages.start);
+        let mut is_counted = true;
+        for page in pages.clone() {
+            self.forget(page);
+            let Some((stretch, is_whole)) = used.stretch(self.page_len.words(page..page + 1)) else {
+                bitmap::set_bit(&mut self.untouched, page);
+                continue;
+            };
+            bitmap::clear_bit(&mut self.untouched, page);
+            is_counted &= is_whole;
+            let base = self.page_len.granules(page..page + 1).start;
+            if start < base + stretch.start {
+                self.grow(self.page_len.page(start), start..base + stretch.start);
+            }
+            start = base + stretch.end;
+        }
+        let end = self.page_len.granules(pages.clone()).end;
+        if start < end {
+            let behind = self.run_end_behind(used, pages.end - 1);
+            self.grow(self.page_len.page(start), start..behind);
+            if behind > end {
+                // What began there is a part of it now.
+                self.cut(pages.end, end, [(0, 0); 2]);
+            }
+        }
+        if !is_counted {
+            pages.for_each(|page| self.recount(used, page));
+        }
+    }
+
+    /// Makes the records of `pages`, which have gone out of sight, and of those that runs went on from or into.
+    fn hide(&mut self, used: Occupied<'_>, pages: Range<u32>) {
+        pages.clone().for_each(|page| self.forget(page));
         let Range { start, end } = self.page_len.granules(pages.clone());
         let before = self.run_start_before(used, pages.start);
         let home = self.page_len.page(before);
         if home < pages.start {
-            match are_ready {
-                true => self.grow(home, before..self.run_end(used, pages.start, start)),
-                false => self.cut(home, before, [(before, start - before), (0, 0)]),
-            }
+            self.cut(home, before, [(before, start - before), (0, 0)]);
         }
         if pages.end < self.pages() {
             let behind = self.run_end_behind(used, pages.end - 1);
-            match are_ready && !bitmap::get(&used, end - 1) {
-                // It is a part of a run that starts before.
-                true => self.cut(pages.end, end, [(0, 0); 2]),
-                false if behind > end => self.grow(pages.end, end..behind),
-                false => {}
+            if behind > end {
+                self.grow(pages.end, end..behind);
             }
         }
     }

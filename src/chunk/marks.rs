@@ -204,6 +204,30 @@ impl Occupied<'_> {
         }
     }
 
+    /// From the first occupied granule of some words to the last, counted from the first of all, and whether all in between
+    /// are; `None` if none is.
+    pub(super) fn stretch(self, range: Range<usize>) -> Option<(Range<u32>, bool)> {
+        let words = self.words(range).words;
+        let is_used = |word: &AtomicU64| word.load(Ordering::Relaxed) != 0;
+        let first = words.iter().position(is_used)?;
+        let last = words.iter().rposition(is_used)?;
+        let [head, tail] = [first, last].map(|at| occupied(words[at].load(Ordering::Relaxed)));
+        let start = first as u32 * GRANULES + head.trailing_zeros();
+        let end = (last as u32 + 1) * GRANULES - tail.leading_zeros();
+        // Up to the end of its first word, and from the beginning of its last.
+        let filled = head | (head - 1);
+        let is_whole = match first == last {
+            true => filled & filled.wrapping_add(1) == 0,
+            false => {
+                let is_full = |word: &AtomicU64| occupied(word.load(Ordering::Relaxed)) == u32::MAX;
+                filled == u32::MAX
+                    && tail & tail.wrapping_add(1) == 0
+                    && words[first + 1..last].iter().all(is_full)
+            }
+        };
+        Some((start..end, is_whole))
+    }
+
     /// Whether all granules of some words are free.
     pub(super) fn is_clear(self, range: Range<usize>) -> bool {
         let words = self.words(range).words;

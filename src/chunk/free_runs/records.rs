@@ -76,6 +76,13 @@ impl FreeRuns {
         }
     }
 
+    /// Makes the record of a page in which no run starts.
+    #[inline]
+    pub(super) fn forget(&mut self, page: u32) {
+        self.longest.set(page, 0);
+        self.records[page as usize] = Record::EMPTY;
+    }
+
     /// Puts the bound of `page`, which has misled a search, right; false if it was right.
     pub(in crate::chunk) fn mend(&mut self, used: Occupied<'_>, page: u32) -> bool {
         let is_bound_only = self.records[page as usize].longest_at == NOWHERE;
