@@ -306,6 +306,9 @@ impl AreaMap {
             let Some((mut gone, end)) = self.marks.sweep_word(index, &kept, &mut each) else {
                 continue;
             };
+            // No area starts inside another.
+            let behind = (end / u32::BITS) as usize;
+            words.start = behind.clamp(words.start, words.end);
             let first = index as u32 * u32::BITS;
             while gone != 0 {
                 let at = gone.trailing_zeros();

@@ -98,6 +98,21 @@ const RIPE: u8 = 16;
 /// Granules of a word.
 const GRANULES: u32 = 32;
 
+/// For each length, the granules of a half that areas of it start at, the first of which starts at the first granule.
+static EVERY: [u32; GRANULES as usize + 1] = {
+    let mut table = [0; GRANULES as usize + 1];
+    let mut len = 1;
+    while len < table.len() {
+        let mut at = 0;
+        while at < GRANULES as usize {
+            table[len] |= 1 << at;
+            at += len;
+        }
+        len += 1;
+    }
+    table
+};
+
 /// A granule's word, and which of its granules it is.
 #[inline]
 fn locate(granule: u32) -> (usize, u32) {
@@ -501,8 +516,8 @@ impl Marks {
 
     /// Marks free granules as used by nobody, for ever: no area starts there.
     pub(super) fn block(&self, granules: Range<u32>) {
-        for (index, at) in parts(granules) {
-            self.add(index, some(at).into());
+        for (index, here) in parts(granules) {
+            self.add(index, here.into());
         }
     }
 
@@ -515,18 +530,16 @@ impl Marks {
     /// Marks free granules as areas of `len` granules each, the words from the last to the first.
     #[inline]
     pub(super) fn take_all(&self, areas: Range<u32>, len: u32) {
-        let mut start = areas.end - len;
-        for (index, at) in parts(areas.clone()).rev() {
+        for (index, here) in parts(areas.clone()).rev() {
             let first = index as u32 * GRANULES;
-            let mut bits = u64::from(some(at.clone()));
-            while start >= first + at.start {
-                bits |= body_bit(start - first) << GRANULES;
-                if start == areas.start {
-                    break;
-                }
-                start -= len;
-            }
-            self.add(index, bits);
+            // The first area that starts in the word.
+            let start = match first.checked_sub(areas.start) {
+                None => areas.start - first,
+                Some(from_start) => from_start.next_multiple_of(len) - from_start,
+            };
+            let heads = EVERY[len.min(GRANULES) as usize].checked_shl(start);
+            let heads = heads.unwrap_or(0) & here;
+            self.add(index, u64::from(heads) << GRANULES | u64::from(here));
         }
     }
 
@@ -590,8 +603,8 @@ impl Marks {
     /// Marks areas free that lie one behind the other, with the lock held; returns how many of them were not live.
     pub(super) fn clear(&self, areas: Range<u32>) -> u32 {
         let mut wrong = 0;
-        for (index, at) in parts(areas) {
-            let bits = both(some(at));
+        for (index, here) in parts(areas) {
+            let bits = both(here);
             let was = self.words[index].fetch_and(!bits, Ordering::AcqRel);
             wrong += freed(was & bits).count_ones();
         }
@@ -720,15 +733,21 @@ impl Marks {
 
 /// The words that granules lie in, each with which of its granules they are.
 #[inline]
-fn parts(granules: Range<u32>) -> impl DoubleEndedIterator<Item = (usize, Range<u32>)> {
+fn parts(granules: Range<u32>) -> impl DoubleEndedIterator<Item = (usize, u32)> {
     let Range { start, end } = granules;
     let words = match start < end {
         true => start / GRANULES..(end - 1) / GRANULES + 1,
         false => 0..0,
     };
+    let (first, behind) = (words.start, words.end);
     words.map(move |word| {
-        let first = word * GRANULES;
-        let at = start.max(first) - first..end.min(first + GRANULES) - first;
-        (word as usize, at)
+        let mut here = u32::MAX;
+        if word == first {
+            here <<= start % GRANULES;
+        }
+        if word + 1 == behind {
+            here &= u32::MAX >> (GRANULES - 1 - (end - 1) % GRANULES);
+        }
+        (word as usize, here)
     })
 }
