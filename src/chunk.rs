@@ -216,10 +216,16 @@ impl Chunk {
         chunk
     }
 
+    /// The granule of the map that `granule` of the unit is; one behind its end if it lies before the map.
+    #[inline(always)]
+    fn in_map(&self, granule: u32) -> u32 {
+        granule.wrapping_sub(self.first_granule)
+    }
+
     /// Frees the live area that starts at `granule` of the unit, without the lock; `None` if there is none.
     #[inline]
     pub(crate) fn free(&self, granule: u32) -> Option<(u32, Freed)> {
-        let granule = granule.checked_sub(self.first_granule)?;
+        let granule = self.in_map(granule);
         self.marks
             .end(granule)
             .then(|| (granule, self.marks.ripen(granule)))
@@ -228,15 +234,14 @@ impl Chunk {
     /// The live area that starts at `granule` of the unit: its granule in the map, and its length.
     #[inline]
     pub(crate) fn live_area(&self, granule: u32) -> Option<(u32, (u32, Seen<'_>))> {
-        let granule = granule.checked_sub(self.first_granule)?;
+        let granule = self.in_map(granule);
         Some((granule, self.marks.live_len(granule)?))
     }
 
     /// Makes the freed area of `len` granules that starts at `granule` of the unit live again; false if there is none.
     #[inline]
     pub(crate) fn reuse(&self, granule: u32, len: u32) -> bool {
-        let granule = granule.checked_sub(self.first_granule);
-        granule.is_some_and(|granule| self.marks.reuse(granule, len))
+        self.marks.reuse(self.in_map(granule), len)
     }
 
     /// Marks the live area that starts at `granule` of the map, and was found so, as freed; false if it is not live any more.
@@ -260,8 +265,7 @@ impl Chunk {
     /// Marks the live area that starts at `granule` of the unit as freed, and has nobody sweep it; false if there is none.
     #[inline]
     pub(crate) fn mark(&self, granule: u32) -> bool {
-        let granule = granule.checked_sub(self.first_granule);
-        granule.is_some_and(|granule| self.marks.end(granule))
+        self.marks.end(self.in_map(granule))
     }
 
     /// Has the page of `granule` of the unit looked at by the next sweep.

@@ -168,7 +168,6 @@ impl Places {
         let (granule, (len, seen)) = chunk.live_area(granule)?;
         Some(LiveArea {
             chunk,
-            place: at,
             granule,
             len,
             seen,
@@ -272,7 +271,6 @@ impl<'a> Found<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LiveArea<'a> {
     chunk: &'a Chunk,
-    place: u32,
     /// Of the chunk's map.
     granule: u32,
     len: u32,
@@ -298,16 +296,16 @@ impl LiveArea<'_> {
     pub(crate) fn note(&self, places: &Places) {
         // Whoever noted the page before notes the place too; for a chunk that has come in the place of another, who entered it.
         if !self.chunk.is_noted(self.granule) {
-            note_first(places, self.chunk, self.place, self.granule);
+            note_first(places, self.chunk, self.granule);
         }
     }
 }
 
 /// [`LiveArea::note`] for the first of its page.
 #[inline(never)]
-fn note_first(places: &Places, chunk: &Chunk, place: u32, granule: u32) {
+fn note_first(places: &Places, chunk: &Chunk, granule: u32) {
     if chunk.note_granule(granule) {
-        places.note_place(place);
+        places.note_place(chunk.place);
     }
 }
 

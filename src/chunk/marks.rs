@@ -402,22 +402,20 @@ impl Marks {
     fn reuse_long(&self, word: &AtomicU64, granule: u32, len: u32) -> bool {
         let (_, at) = locate(granule);
         let mut found = word.load(Ordering::Acquire);
-        loop {
-            if freed(found) >> at & 1 == 0 || self.end_in(found, granule) != granule + len {
-                return false;
-            }
+        // One that ends within the word is another.
+        while freed(found) >> at & 1 != 0 && ends(found) >> at >> 1 == 0 {
             let live = found | body_bit(at);
             match word.compare_exchange(found, live, Ordering::SeqCst, Ordering::Acquire) {
-                Ok(_) => break,
+                Ok(_) if self.end_behind(granule) == granule + len => return true,
+                Ok(_) => {
+                    // So is one that is longer or shorter.
+                    if self.end(granule) {
+                        self.note_page_of(granule);
+                    }
+                    return false;
+                }
                 Err(now) => found = now,
             }
-        }
-        if self.area_end(granule) == granule + len {
-            return true;
-        }
-        // Its granules have become those of another area while the words behind the first were looked at.
-        if self.end(granule) {
-            self.note_page_of(granule);
         }
         false
     }
