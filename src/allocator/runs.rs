@@ -178,10 +178,10 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let (place, granule) = self.place_of(start);
         let offset = granule as usize * GRANULE_BYTES;
         let at = caches.table + run.class().table_offset();
-        let copy = self.units.copy_of(at, run.cpu());
-        // SAFETY: the tables live as long as the instance, on every CPU that has memory.
-        let is_free =
-            || copy.is_ok_and(|copy| is_free_in(unsafe { sync::words_at(copy) }, run, slot));
+        let Some(pair) = self.pair_of(at, run.cpu()) else {
+            return Err(not_allocated);
+        };
+        let is_free = || is_free_in(pair, run, slot);
         if is_free() {
             return Err(not_allocated);
         }

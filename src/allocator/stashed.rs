@@ -53,7 +53,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Empties a stash whose first area has been swept: most likely so have the others. There may be something to sweep.
     #[inline(never)]
     fn forget_stash(&self, seat: &impl Seat, at: usize, stash: Stash) {
-        let (place, _) = self.place_of(stash.link());
+        let (place, _) = self.place_of(stash.head());
         self.places.note_chunk(place);
         // SAFETY: as in `take_stashed`.
         unsafe { seat.replace_word(at, stash.bits(), stash.cleared().bits()) };

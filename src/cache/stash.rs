@@ -124,15 +124,16 @@ impl Stash {
         (named == class.bits() << UP & field_mask(LEN)).then_some(First(rest))
     }
 
+    /// The area put last, if it names any.
     #[inline]
-    fn head(self) -> u32 {
+    pub(crate) fn head(self) -> u32 {
         field(self.0, HEAD)
     }
 
-    /// What to write into an area before it is put.
+    /// What to write into an area before it is put: the one put before it, and bits that whoever reads it leaves out.
     #[inline]
     pub(crate) fn link(self) -> u32 {
-        self.head()
+        self.0 as u32
     }
 
     /// With the area of `len` granules at `granule` put; `None` if it is not such a stash, names `most` granules already, or holds

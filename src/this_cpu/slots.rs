@@ -68,7 +68,6 @@ pub enum RemotePairs {
 /// The pair without its lowest free slot; `None` if it is not of the class or none can be taken.
 #[inline(always)]
 fn without_lowest([slots, run]: Pair, class: u64, class_mask: u64) -> Option<Pair> {
-    // Most often it is that none is left.
     let can_take = slots & MAP != 0 && run & class_mask == class && slots & FULL == 0;
     can_take.then(|| [(slots & (slots - 1)) + ONE_TAKEN, run])
 }
@@ -82,6 +81,10 @@ pub(crate) fn take_by_replacing(
     class_mask: u64,
 ) -> Option<Pair> {
     let mut old = peek()?;
+    // Most often it is that none is left.
+    if old[0] & MAP == 0 {
+        return None;
+    }
     loop {
         let new = without_lowest(old, class, class_mask)?;
         let found = replace(old, new);

@@ -1,5 +1,6 @@
 //! The machine of a replay, and one step of a script on it.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -74,6 +75,15 @@ pub enum UpkeepPace {
     WhenDue,
     /// If it is due, but at most once per so many operations.
     Every(u32),
+}
+
+/// How long ago the last upkeep was.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Operations since then, as far as they have been counted.
+    ops: Cell<u32>,
+    /// The step that counting goes on with.
+    counted_to: Cell<usize>,
 }
 
 /// The machine and the rules of a replay.
@@ -237,7 +247,7 @@ pub struct Player<'s> {
     addresses: &'static [AtomicUsize],
     /// The numbers of the steps that allocate them.
     asked: Vec<usize>,
-    ops_since_upkeep: u32,
+    pace: Pace,
     /// What the first chunk alone takes.
     pages_at_start: u64,
 }
@@ -281,7 +291,7 @@ impl<'s> Player<'s> {
             asked: numbers_of_allocs(&moves),
             moves,
             addresses,
-            ops_since_upkeep: 0,
+            pace: Pace::default(),
         })
     }
 
@@ -346,19 +356,29 @@ impl<'s> Player<'s> {
                     }
                 }
             }
-            match self.setup.upkeep {
-                UpkeepPace::WhenDue => self.pcpu.upkeep_if_due(),
-                UpkeepPace::Every(ops) => {
-                    let purpose = self.script.steps[step.number as usize].purpose;
-                    self.ops_since_upkeep += u32::from(purpose == Purpose::Op);
-                    if self.ops_since_upkeep >= ops && self.pcpu.is_upkeep_due() {
-                        self.ops_since_upkeep = 0;
-                        self.pcpu.upkeep();
-                    }
-                }
+            if self.pcpu.is_upkeep_due() {
+                self.keep_up(step.number as usize);
             }
         }
         Ok(refused)
+    }
+
+    /// Runs the upkeep, which is due after the step of that number, if that is not too soon.
+    #[cold]
+    fn keep_up(&self, number: usize) {
+        let UpkeepPace::Every(ops) = self.setup.upkeep else {
+            return self.pcpu.upkeep_if_due();
+        };
+        let pace = &self.pace;
+        let steps = self.script.steps.get(pace.counted_to.get()..=number);
+        let is_op = |step: &&Step| step.purpose == Purpose::Op;
+        let more = steps.unwrap_or_default().iter().filter(is_op).count() as u32;
+        pace.counted_to.set(number + 1);
+        pace.ops.set(pace.ops.get() + more);
+        if pace.ops.get() >= ops {
+            pace.ops.set(0);
+            self.pcpu.upkeep();
+        }
     }
 
     /// The message that something is wrong at a step.
@@ -398,7 +418,7 @@ impl<'s> Player<'s> {
         }
         self.pcpu.drain(&self.seat);
         self.pcpu.trim(0);
-        self.ops_since_upkeep = 0;
+        self.pace = Pace::default();
         let stats = self.pcpu.stats();
         if stats.live != 0 || stats.live_bytes != 0 {
             return Err(failed(format!(
