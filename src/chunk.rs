@@ -30,7 +30,7 @@ mod growth;
 mod marks;
 mod page_len;
 
-pub(crate) use marks::{Freed, Seen, note};
+pub(crate) use marks::{Seen, note};
 
 /// Pages that a [`PageMask`] can name, and so those that one area may touch.
 pub(crate) const MAX_MASK_PAGES: u32 = u64::BITS;
@@ -222,13 +222,18 @@ impl Chunk {
         granule.wrapping_sub(self.first_granule)
     }
 
-    /// Frees the live area that starts at `granule` of the unit, without the lock; `None` if there is none.
+    /// Frees the live area that starts at `granule` of the unit, without the lock, and results in its granule in the map;
+    /// `None` if there is none.
     #[inline]
-    pub(crate) fn free(&self, granule: u32) -> Option<(u32, Freed)> {
+    pub(crate) fn free(&self, granule: u32) -> Option<u32> {
         let granule = self.in_map(granule);
-        self.marks
-            .end(granule)
-            .then(|| (granule, self.marks.ripen(granule)))
+        self.marks.end(granule).then_some(granule)
+    }
+
+    /// Counts an area that was freed at `granule` of the map; says whether sweeping its page is worth the while now.
+    #[inline]
+    pub(crate) fn ripen(&self, granule: u32) -> bool {
+        self.marks.ripen(granule)
     }
 
     /// The live area that starts at `granule` of the unit: its granule in the map, and its length.

@@ -7,7 +7,7 @@
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use crate::chunk::{Chunk, Freed, Seen, note};
+use crate::chunk::{Chunk, Seen, note};
 use crate::metadata::{BlockLayout, MetaSlice};
 use crate::sync::{AtomicPtr, AtomicU64, Ordering, full_fence};
 
@@ -156,9 +156,12 @@ impl Places {
     #[inline]
     pub(crate) fn free(&self, at: u32, granule: u32) -> Option<Option<(NonNull<Chunk>, u32)>> {
         let chunk = self.chunk(at)?.chunk();
-        let (granule, freed) = chunk.free(granule)?;
-        self.note_place(at);
-        Some((freed == Freed::Ripe).then(|| (NonNull::from(chunk), granule)))
+        let granule = chunk.free(granule)?;
+        if chunk.note_granule(granule) {
+            self.note_place(at);
+        }
+        let is_ripe = chunk.ripen(granule);
+        Some(is_ripe.then(|| (NonNull::from(chunk), granule)))
     }
 
     /// The live area that starts at `granule` of the unit in the chunk at `at`, if there is one.

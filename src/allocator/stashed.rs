@@ -127,7 +127,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let at = match area.len() <= OWN_PLACES {
             true => caches.table + STASHES_AT + Stash::own_offset(area.len()),
             // The table is such an area itself.
-            false if area.len() > MAX_LEN || address == caches.table => return false,
+            false if address == caches.table => return false,
+            false if area.len() > MAX_LEN => return self.free_and_sweep(granule),
             false => caches.stash_of(area.len()),
         };
         const { assert!(TABLE_BYTES / GRANULE_BYTES > OWN_PLACES as usize) };

@@ -35,6 +35,7 @@ pub(super) struct MarksLayout {
     page_len: PageLen,
     words_at: usize,
     freed_at: usize,
+    live_words_at: usize,
     freed_pages_at: usize,
 }
 
@@ -50,6 +51,7 @@ impl MarksLayout {
             page_len,
             words_at: block.array::<AtomicU64>(words)?,
             freed_at: block.array::<AtomicU8>(pages as usize)?,
+            live_words_at: block.array::<AtomicU8>(pages as usize)?,
             freed_pages_at: block.array::<AtomicU64>(pages.div_ceil(u64::BITS) as usize)?,
         })
     }
@@ -61,6 +63,8 @@ pub(crate) struct Marks {
     words: MetaSlice<AtomicU64>,
     /// About how many areas that start in a page were freed since it was swept.
     freed: MetaSlice<AtomicU8>,
+    /// A word of each page that a live area started in when that was looked for last: a hint.
+    live_words: MetaSlice<AtomicU8>,
     /// Pages with any of these.
     freed_pages: MetaSlice<AtomicU64>,
     page_len: PageLen,
@@ -71,15 +75,6 @@ pub(crate) struct Marks {
 pub(crate) struct Seen<'a> {
     word: &'a AtomicU64,
     found: u64,
-}
-
-/// What the freeing of an area has come to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Freed {
-    /// Sweeping its page is worth the while.
-    Ripe,
-    /// It can wait.
-    Unripe,
 }
 
 /// Sets a bit that whoever sweeps clears before looking what there is. It is looked at after the mark was made, by a LOCKed
@@ -282,6 +277,9 @@ impl Marks {
             Self {
                 words: MetaSlice::filled(block, layout.words_at, words, || AtomicU64::new(0)),
                 freed: MetaSlice::filled(block, layout.freed_at, pages, || AtomicU8::new(0)),
+                live_words: MetaSlice::filled(block, layout.live_words_at, pages, || {
+                    AtomicU8::new(0)
+                }),
                 freed_pages: MetaSlice::filled(
                     block,
                     layout.freed_pages_at,
@@ -303,6 +301,7 @@ impl Marks {
             Self {
                 words: MetaSlice::view(self.words.as_ptr(), self.words.len()),
                 freed: MetaSlice::view(self.freed.as_ptr(), self.freed.len()),
+                live_words: MetaSlice::view(self.live_words.as_ptr(), self.live_words.len()),
                 freed_pages: MetaSlice::view(self.freed_pages.as_ptr(), self.freed_pages.len()),
                 page_len: self.page_len,
             }
@@ -364,18 +363,14 @@ impl Marks {
         false
     }
 
-    /// Notes that an area was freed that starts at `granule`; says whether to sweep its page.
+    /// Counts an area that was freed and starts at `granule`; says whether sweeping its page is worth the while now.
     #[inline]
-    pub(super) fn ripen(&self, granule: u32) -> Freed {
+    pub(super) fn ripen(&self, granule: u32) -> bool {
         let page = self.page_len.page(granule);
         let counter = &self.freed[page as usize];
         let count = counter.load(Ordering::Relaxed);
         counter.store(count.saturating_add(1), Ordering::Relaxed);
-        note(&self.freed_pages, page);
-        match count >= RIPE || self.has_no_live_start(page, locate(granule).0) {
-            true => Freed::Ripe,
-            false => Freed::Unripe,
-        }
+        count >= RIPE || self.has_no_live_start(page)
     }
 
     /// Makes the freed area that starts at `granule` live again, without the lock; false if there is none of that length, and then
@@ -449,13 +444,22 @@ impl Marks {
         (first as u32 + behind) * GRANULES + at
     }
 
-    /// Whether no live area starts in `page`. Looks at the words from `word` on first: who frees many often does it in order.
-    fn has_no_live_start(&self, page: u32, word: usize) -> bool {
-        let pairs = self.page_len.words(page..page + 1);
+    /// Whether no live area starts in `page`.
+    #[inline]
+    fn has_no_live_start(&self, page: u32) -> bool {
+        let words = &self.words[self.words_of(page)];
+        let hint = &self.live_words[page as usize];
+        let seen = words.get(usize::from(hint.load(Ordering::Relaxed)));
         let is_live = |word: &AtomicU64| live(word.load(Ordering::Relaxed)) != 0;
-        let (before, behind) =
-            self.words[2 * pairs.start..2 * pairs.end].split_at(word - 2 * pairs.start);
-        !behind.iter().any(is_live) && !before.iter().any(is_live)
+        if seen.is_some_and(is_live) {
+            return false;
+        }
+        // From the end on: who frees many often does it in order, and takes the last one last.
+        let found = words.iter().rposition(is_live);
+        if let Some(word) = found {
+            hint.store(word.min(u8::MAX.into()) as u8, Ordering::Relaxed);
+        }
+        found.is_none()
     }
 
     /// The lowest of `pages` with an area that was freed and has not been swept.
