@@ -616,7 +616,21 @@ impl Body {
         claimed
     }
 
-    /// The claimed pages have no memory any more.
+    /// Claims up to `limit` pages without memory, the lowest ones, to populate them; no more than a mask names. Afterwards the
+    /// caller calls [`populated`](Self::populated) or [`depopulated`](Self::depopulated).
+    pub(crate) fn claim_vacant(&mut self, limit: u32) -> PageMask {
+        let Some(vacant) = self.map.next_vacant(0).filter(|_| limit > 0) else {
+            return PageMask::none(0);
+        };
+        let count = limit.min(MAX_MASK_PAGES).min(vacant.end - vacant.start);
+        let mut claimed = PageMask::none(vacant.start);
+        (vacant.start..vacant.start + count).for_each(|page| claimed.insert(page));
+        self.claim(claimed);
+        self.longest_vacant_pages = self.map.longest_vacant_pages();
+        claimed
+    }
+
+    /// The claimed pages have no memory, or none any more.
     pub(crate) fn depopulated(&mut self, claimed: PageMask) {
         self.settle(claimed, Visibility::Vacant);
     }

@@ -8,9 +8,9 @@ use zerocopy::FromZeros;
 
 use super::PerCpuAllocator;
 use super::hardened::is_told_apart;
-use super::state::{Batch, Growth, Placed, State, Taken, VacantPlace};
+use super::state::{Batch, Growth, State, Taken, VacantPlace};
 use crate::backing::{Backing, BackingError, Context, CpuArea};
-use crate::chunk::{Chunk, Nature};
+use crate::chunk::{Chunk, Nature, PageMask};
 use crate::request::{AllocError, AllocFlags, Request};
 use crate::stats::{Event, EventHook};
 use crate::unit::{Contents, GRANULE_BYTES};
@@ -145,7 +145,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             if !found.claimed.is_empty() {
                 let batch = state.begin_work();
                 drop(state);
-                let populated = self.populate_claimed(&found, batch, context);
+                let (place, pages) = (found.taken.place, found.claimed_in_unit);
+                let populated = self.populate_claimed(place, pages, batch, context);
                 state = self.state.lock();
                 state.end_work(batch);
                 match populated {
@@ -175,6 +176,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                         continue;
                     }
                 }
+            }
+            if !found.claimed.is_empty() && context == Context::Atomic {
+                state.note_atomic_growth();
             }
             if found.was_spare && context == Context::Atomic {
                 state.spares_wanted += 1;
@@ -254,18 +258,15 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         address
     }
 
-    /// Populates the claimed pages of a placed area, all of them or none. Called without the lock.
-    fn populate_claimed(
+    /// Populates claimed pages of the unit, all of them or none. Called without the lock.
+    pub(super) fn populate_claimed(
         &self,
-        placed: &Placed,
+        place: u32,
+        pages: PageMask,
         batch: Batch,
         context: Context,
     ) -> Result<Contents, BackingError> {
-        let span = self.span(
-            placed.taken.place,
-            placed.claimed_in_unit,
-            self.populated_for(batch),
-        );
+        let span = self.span(place, pages, self.populated_for(batch));
         // SAFETY: the chunk is in the directory, so it is reserved; the pages had no memory and are claimed.
         let contents = unsafe { self.backing.populate(span, context)? };
         if contents == Contents::Dirty && batch.is_bring_up {

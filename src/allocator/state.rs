@@ -17,7 +17,7 @@ use crate::places::Place;
 use crate::stats::{EventHook, Stats};
 use crate::unit::{GRANULE_BYTES, UnitSizes};
 
-pub(super) use placing::{Growth, Placed, Taken};
+pub(super) use placing::{Growth, Taken};
 
 mod many;
 mod placing;
@@ -68,6 +68,8 @@ pub(super) struct State {
     pub(super) hook: Option<&'static dyn EventHook>,
     /// Spare chunks that atomic requests have taken, or would have, since the last upkeep.
     pub(super) spares_wanted: u32,
+    /// An atomic request has had to populate pages since the last upkeep, and such pages as it found none of are worth having.
+    pub(super) pages_wanted: bool,
     /// Frees and allocations to pass before a spare chunk may be tried again that could not be made.
     retry_in: u32,
     /// What `retry_in` starts from the next time.
@@ -111,6 +113,7 @@ impl State {
             stats,
             hook: None,
             spares_wanted: 0,
+            pages_wanted: false,
             retry_in: 0,
             retry_after: RETRY_AFTER,
             frees_since: 0,

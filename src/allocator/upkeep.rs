@@ -7,7 +7,7 @@ use lock_api::RawMutex;
 
 use super::state::{Batch, State};
 use super::{PerCpuAllocator, SWEEP_DUE, UPKEEP_DUE};
-use crate::backing::Backing;
+use crate::backing::{Backing, Context};
 use crate::chunk::{Chunk, MAX_MASK_PAGES, PageMask};
 use crate::cpus::Cpus;
 use crate::stats::Event;
@@ -29,6 +29,8 @@ pub struct UpkeepReport {
     pub chunks_destroyed: u32,
     /// Spare chunks made.
     pub chunks_prepared: u32,
+    /// Pages (of a unit) populated for requests to come.
+    pub pages_populated: u64,
 }
 
 /// Pages that are about to lose their memory.
@@ -53,12 +55,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Runs the upkeep. It may sleep, and takes no longer than what there is to give back and to prepare.
     pub fn upkeep(&self) -> UpkeepReport {
         self.sweep();
-        self.keep_up(self.policy.empty_pages_low)
+        self.keep_up(self.policy.empty_pages_low, self.policy.empty_pages_high)
     }
 
-    /// [`upkeep`](Self::upkeep) of what is known to be free, but for so many pages: freed areas that have not been swept keep
-    /// theirs.
-    fn keep_up(&self, keep_pages: u32) -> UpkeepReport {
+    /// [`upkeep`](Self::upkeep) of what is known to be free, that leaves so many empty pages and is due when they are more than
+    /// `most_pages`: freed areas that have not been swept keep theirs.
+    fn keep_up(&self, keep_pages: u32, most_pages: u32) -> UpkeepReport {
         let target = {
             let mut state = self.state.lock();
             // Twice what was wanted since the last time; what was not wanted is unlearned slowly.
@@ -70,6 +72,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             target
         };
         let mut report = self.settle(keep_pages, target);
+        report.pages_populated = self.populate_ahead(keep_pages.midpoint(most_pages));
         while self.lacks_spare(&self.state.lock()) {
             if self.make_spare().is_err() {
                 self.state.lock().note_spare_failed();
@@ -110,7 +113,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if self.has_sign(UPKEEP_DUE) {
             match self.has_caches() {
                 // What is freed and not swept is what stashes name.
-                true => self.keep_up(self.empty_pages_low()),
+                true => self.keep_up(self.empty_pages_low(), self.empty_pages_high()),
                 false => self.upkeep(),
             };
         }
@@ -150,6 +153,35 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             state.edit(claim.chunk, |body| body.depopulated(claim.pages));
         }
         given_back
+    }
+
+    /// Populates pages if an atomic request has had to, which is not what it should spend its time with: so that the next ones
+    /// find as many empty ones as `target`. Returns how many.
+    fn populate_ahead(&self, target: u32) -> u64 {
+        let mut state = self.lock_to_work();
+        if !core::mem::take(&mut state.pages_wanted) {
+            return 0;
+        }
+        let Some((chunk, pages)) = state.claim_ahead(target) else {
+            return 0;
+        };
+        // SAFETY: chunks in the directory are valid until they are removed from it, and one with claimed pages is not.
+        let place = unsafe { chunk.as_ref() }.place;
+        let in_unit = state.body(chunk).unit_pages(pages);
+        let batch = state.begin_work();
+        drop(state);
+        let populated = self.populate_claimed(place, in_unit, batch, Context::MaySleep);
+        let mut state = self.state.lock();
+        state.end_work(batch);
+        state.edit(chunk, |body| match populated {
+            Ok(contents) => body.populated(pages, contents),
+            // It was not needed.
+            Err(_) => body.depopulated(pages),
+        });
+        match populated {
+            Ok(_) => pages.count().into(),
+            Err(_) => 0,
+        }
     }
 
     /// Claims pages of one chunk that no area touches.
@@ -269,20 +301,25 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         self.policy.empty_pages_low.saturating_add(more)
     }
 
+    /// Empty pages that are too many at once.
+    #[inline]
+    fn empty_pages_high(&self) -> u32 {
+        let more = if self.has_caches() { MORE_PAGES_HIGH } else { 0 };
+        self.policy.empty_pages_high.saturating_add(more)
+    }
+
     /// Notes whether an upkeep has something to do.
     #[inline]
     pub(super) fn note_due(&self, state: &State) {
         let (policy, stats) = (&self.policy, &state.stats);
-        let (more_pages, more_frees) = match self.has_caches() {
-            true => (MORE_PAGES_HIGH, MORE_FREES),
-            false => (0, 1),
-        };
+        let more_frees = if self.has_caches() { MORE_FREES } else { 1 };
         let has_surplus = |empty_pages: u64| {
             empty_pages > self.empty_pages_low().into()
-                && (empty_pages > policy.empty_pages_high.saturating_add(more_pages).into()
+                && (empty_pages > self.empty_pages_high().into()
                     || state.frees_since >= policy.quiet_frees.saturating_mul(more_frees))
         };
         let due = has_surplus(stats.empty_pages)
+            || state.pages_wanted
             || stats.spare_chunks > stats.spare_target
             || (self.lacks_spare(state) && state.may_try_spare());
         self.set_sign(UPKEEP_DUE, due);

@@ -172,6 +172,11 @@ impl AreaMap {
         self.runs.next_ready(from)
     }
 
+    /// The first run of vacant pages at `from` or above.
+    pub(crate) fn next_vacant(&self, from: u32) -> Option<Range<u32>> {
+        self.runs.next_vacant(from)
+    }
+
     /// The granules of `page`.
     pub(crate) fn granules_of(&self, page: u32) -> Range<u32> {
         self.page_len.granules(page..page + 1)

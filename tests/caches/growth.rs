@@ -80,6 +80,56 @@ fn pages_ahead_of_need_take_nothing_from_anybody() {
     assert_eq!(pages_that_come(&pcpu).1, 1);
 }
 
+/// What an atomic request has had to populate, the next ones find.
+#[test]
+fn an_upkeep_populates_for_atomic_requests() {
+    let pcpu = machine_with_a_past();
+    let seat = seat(&pcpu, 0);
+    let request = PAGE.with_flags(AllocFlags::ATOMIC);
+    let pages_that_come = || {
+        let before = pcpu.stats().populated_pages;
+        pcpu.allocate_at(&seat, &request).unwrap();
+        pcpu.stats().populated_pages - before
+    };
+    assert!(!pcpu.is_upkeep_due());
+    assert_eq!(pages_that_come(), 1);
+    assert!(pcpu.is_upkeep_due());
+    // There is no harm if it cannot.
+    pcpu.backing().set_faults(|_| true);
+    assert_eq!(pcpu.upkeep().pages_populated, 0);
+    assert!(!pcpu.is_upkeep_due());
+    pcpu.backing().set_faults(|_| false);
+    assert_eq!(pages_that_come(), 1);
+    pcpu.upkeep_if_due();
+    let ahead = pcpu.stats().empty_pages;
+    assert!(ahead > 4, "{ahead} pages");
+    for _ in 0..ahead {
+        assert!(!pcpu.is_upkeep_due());
+        assert_eq!(pages_that_come(), 0);
+    }
+    assert_eq!(pages_that_come(), 1);
+
+    // Not beyond what there ever was.
+    for _ in 0..100 {
+        pages_that_come();
+        pcpu.upkeep_if_due();
+    }
+    let stats = pcpu.stats();
+    assert_eq!(stats.populated_pages, stats.populated_peak_pages);
+    assert_eq!(stats.empty_pages, 0);
+}
+
+/// One that is called for leaves what the policy says.
+#[test]
+fn an_upkeep_that_is_called_for_populates_less() {
+    let pcpu = machine_with_a_past();
+    let request = PAGE.with_flags(AllocFlags::ATOMIC);
+    pcpu.allocate_at(&seat(&pcpu, 0), &request).unwrap();
+    assert_eq!(pcpu.upkeep().pages_populated, 1);
+    let again = pcpu.upkeep();
+    assert_eq!((again.pages_populated, again.pages_given_back), (0, 1));
+}
+
 /// Areas that idle in a run whose CPU has turned to others are free for these.
 #[test]
 fn a_run_that_is_not_used_makes_room() {

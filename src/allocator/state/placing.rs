@@ -253,7 +253,7 @@ impl State {
             return None;
         };
         let ahead_pages = match growth {
-            Growth::Ahead => self.pages_ahead(chunk, granules),
+            Growth::Ahead => self.pages_ahead(chunk, granules).min(AHEAD_PAGES),
             Growth::Needed => 0,
         };
         let (area, claimed) = self.edit(chunk, |body| {
@@ -272,7 +272,7 @@ impl State {
         })
     }
 
-    /// How many pages may be populated ahead of need behind those for so many granules.
+    /// How many pages of a chunk may be populated ahead of need, besides those for so many granules.
     fn pages_ahead(&self, chunk: NonNull<Chunk>, granules: u32) -> u32 {
         let Some(caches) = &self.caches else {
             return 0;
@@ -287,7 +287,28 @@ impl State {
             .longest_vacant_pages()
             .saturating_sub(caches.largest_pages);
         let most = unused.min(vacant.into()) as u32;
-        AHEAD_PAGES.min(most.saturating_sub(needed))
+        most.saturating_sub(needed)
+    }
+
+    /// Notes that a request that must not wait has had pages populated.
+    pub(in crate::allocator) fn note_atomic_growth(&mut self) {
+        self.pages_wanted = self.caches.is_some() && !self.is_near_peak();
+    }
+
+    /// Claims pages without memory, to populate them for requests to come: of the lowest chunk that has any, so many that as many
+    /// as `target` are empty then, or fewer.
+    pub(in crate::allocator) fn claim_ahead(
+        &mut self,
+        target: u32,
+    ) -> Option<(NonNull<Chunk>, PageMask)> {
+        let lacking = u64::from(target).saturating_sub(self.stats.empty_pages);
+        let place = self.directory.find_certain(1)?;
+        let Place::Chunk(chunk) = self.directory.get(place) else {
+            return None;
+        };
+        let most = self.pages_ahead(chunk, 0).min(lacking as u32);
+        let claimed = self.edit(chunk, |body| body.claim_vacant(most));
+        (!claimed.is_empty()).then_some((chunk, claimed))
     }
 
     /// Undoes [`take_growing`](Self::take_growing).
