@@ -310,19 +310,19 @@ impl Units {
         neutral: usize,
         mut act: impl FnMut(usize),
     ) {
-        let words = cpus.words.iter();
-        for (word, offsets) in words.zip(self.offsets.chunks(u64::BITS as usize)) {
+        for (index, word) in cpus.words.iter().enumerate() {
             let mut bits = word.0.load(Ordering::Acquire);
             // CPUs side by side, as most are, are gone through without a look at the bit of each.
             while bits != 0 {
                 let first = bits.trailing_zeros();
-                let count = (bits >> first).trailing_ones();
-                for &offset in &offsets[first as usize..(first + count) as usize] {
+                let cpu = index * u64::BITS as usize + first as usize;
+                let count = (bits >> first).trailing_ones() as usize;
+                for &offset in &self.offsets[cpu..cpu + count] {
                     debug_assert_ne!(offset, NOT_POSSIBLE);
                     act(neutral.wrapping_add(offset));
                 }
                 // The carry clears the run.
-                bits &= bits.wrapping_add(bits & bits.wrapping_neg());
+                bits &= bits.wrapping_add(1 << first);
             }
         }
     }

@@ -11,6 +11,7 @@ use super::hardened::is_told_apart;
 use super::state::{Batch, Growth, State, Taken, VacantPlace};
 use crate::backing::{Backing, BackingError, Context, CpuArea};
 use crate::chunk::{Chunk, Nature, PageMask};
+use crate::cpus::Units;
 use crate::request::{AllocError, AllocFlags, Request};
 use crate::stats::{Event, EventHook};
 use crate::unit::{Contents, GRANULE_BYTES};
@@ -279,33 +280,14 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// Zeroes `bytes`, whole granules, from the neutral address `from` on every materialised CPU.
     pub(super) fn zero(&self, from: usize, bytes: usize) {
-        // A store is quicker than a call.
-        match bytes {
-            // SAFETY: the range lies in an area that has just been taken, whose pages are populated on these CPUs; nobody
-            // else uses it.
-            4 => self
-                .units
-                .for_each_copy(from, |copy| unsafe { store_zero::<u32>(copy) }),
-            // SAFETY: as above.
-            8 => self
-                .units
-                .for_each_copy(from, |copy| unsafe { store_zero::<u64>(copy) }),
-            // SAFETY: as above.
-            16 => self
-                .units
-                .for_each_copy(from, |copy| unsafe { store_zero::<u128>(copy) }),
-            // SAFETY: as above.
-            32 => self
-                .units
-                .for_each_copy(from, |copy| unsafe { store_zero::<[u128; 2]>(copy) }),
-            // SAFETY: as above.
-            64 => self
-                .units
-                .for_each_copy(from, |copy| unsafe { store_zero::<[u128; 4]>(copy) }),
-            // SAFETY: as above.
-            _ => self.units.for_each_copy(from, |copy| unsafe {
-                core::ptr::with_exposed_provenance_mut::<u8>(copy).write_bytes(0, bytes)
-            }),
+        debug_assert!(bytes > 0 && bytes.is_multiple_of(GRANULE_BYTES));
+        // SAFETY: the range lies in an area that has just been taken, whose pages are populated on these CPUs; nobody else
+        // uses it.
+        unsafe {
+            match ZERO_SHORT.get(bytes / GRANULE_BYTES) {
+                Some(zero_short) => zero_short(&self.units, from, bytes),
+                None => zero_long(&self.units, from, bytes),
+            }
         }
     }
 
@@ -408,6 +390,49 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             });
         }
     }
+}
+
+/// How so many granules are zeroed: by one store or two that overlap, which is quicker than a call.
+static ZERO_SHORT: [unsafe fn(&Units, usize, usize); 33] = {
+    let mut table: [unsafe fn(&Units, usize, usize); 33] = [zero_long; 33];
+    let mut granules = 1;
+    while granules < table.len() {
+        table[granules] = match granules {
+            1 => zero_short::<u32>,
+            2..4 => zero_short::<u64>,
+            4..8 => zero_short::<u128>,
+            8..16 => zero_short::<[u128; 2]>,
+            _ => zero_short::<[u128; 4]>,
+        };
+        granules += 1;
+    }
+    table
+};
+
+/// Zeroes so many bytes from a neutral address on, on every materialised CPU: as many as `T` has, or up to twice as many.
+///
+/// # Safety
+/// They are writable and used by nobody else.
+unsafe fn zero_short<T: FromZeros>(units: &Units, from: usize, bytes: usize) {
+    let last = bytes - size_of::<T>();
+    // SAFETY: the promise of the caller.
+    units.for_each_copy(from, |copy| unsafe {
+        store_zero::<T>(copy);
+        if last != 0 {
+            store_zero::<T>(copy + last);
+        }
+    });
+}
+
+/// Zeroes so many bytes from a neutral address on, on every materialised CPU.
+///
+/// # Safety
+/// They are writable and used by nobody else.
+unsafe fn zero_long(units: &Units, from: usize, bytes: usize) {
+    // SAFETY: the promise of the caller.
+    units.for_each_copy(from, |copy| unsafe {
+        core::ptr::with_exposed_provenance_mut::<u8>(copy).write_bytes(0, bytes);
+    });
 }
 
 /// Writes the zero of `T` to `address`, which need not be aligned for it.

@@ -122,3 +122,32 @@ fn all_stays_in_step_while_the_backing_fails() {
     pcpu.backing().set_faults(|call| call % 3 == 0);
     exercise(&pcpu, 2000, 0x2545_f491_4f6c_dd1d);
 }
+
+/// On CPUs side by side and others, and nothing beside it.
+#[test]
+fn zeroing_is_of_the_length_that_it_is_asked_for() {
+    let pcpu = Machine::new(7).online(5).build().unwrap();
+    pcpu.bring_up(CpuId::new(6)).unwrap();
+    let bytes = 400;
+    let area = pcpu.allocate(&Request::new(bytes, 8)).unwrap();
+    let cpus: Vec<CpuId> = pcpu.units().materialised().iter().collect();
+    assert_eq!(cpus.len(), 6);
+    for len in (GRANULE_BYTES..bytes - 2 * GRANULE_BYTES).step_by(GRANULE_BYTES) {
+        let zeroed = GRANULE_BYTES..GRANULE_BYTES + len;
+        let copies = cpus.iter().map(|&cpu| {
+            let copy = pcpu.per_cpu_address(area, cpu).unwrap();
+            core::ptr::with_exposed_provenance_mut::<u8>(copy)
+        });
+        for copy in copies.clone() {
+            // SAFETY: the area is live on the CPU, and nobody else uses it.
+            unsafe { copy.write_bytes(0xa5, bytes) };
+        }
+        pcpu.zero(area + zeroed.start, len);
+        for copy in copies {
+            // SAFETY: as above.
+            let found = unsafe { core::slice::from_raw_parts(copy, bytes) };
+            let is_right = |(at, &byte): (usize, &u8)| (byte == 0) == zeroed.contains(&at);
+            assert!(found.iter().enumerate().all(is_right), "{len} bytes");
+        }
+    }
+}
