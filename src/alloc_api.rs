@@ -20,7 +20,7 @@ use zerocopy::FromZeros;
 
 use crate::allocator::{PerCpuAllocator, Region};
 use crate::backing::Backing;
-use crate::cache::Here;
+use crate::cache::{Here, LockedSeat};
 use crate::cpus::Units;
 use crate::request::{AllocError, AllocFlags, CpuError, FreeError, FreeFlags, Request, SetupError};
 use crate::this_cpu::LocalOps;
@@ -100,6 +100,9 @@ pub unsafe trait Domain: Sized + 'static {
     /// # Errors
     /// As there.
     fn allocate(request: &Request) -> Result<usize, AllocError> {
+        if Self::Ops::ON_ANY_COPY {
+            return Self::allocator().allocate_at(&locked_seat::<Self>(), request);
+        }
         // SAFETY: this is the domain's instance.
         let here = unsafe { Here::<Self>::new() };
         Self::allocator().allocate_at(&here, request)
@@ -110,6 +113,9 @@ pub unsafe trait Domain: Sized + 'static {
     /// # Errors
     /// As there.
     fn allocate_many(request: &Request, out: &mut [usize]) -> Result<(), AllocError> {
+        if Self::Ops::ON_ANY_COPY {
+            return Self::allocator().allocate_many_at(&locked_seat::<Self>(), request, out);
+        }
         // SAFETY: this is the domain's instance.
         let here = unsafe { Here::<Self>::new() };
         Self::allocator().allocate_many_at(&here, request, out)
@@ -123,6 +129,10 @@ pub unsafe trait Domain: Sized + 'static {
     /// # Safety
     /// As there.
     unsafe fn free(address: usize, flags: FreeFlags) -> Result<(), FreeError> {
+        if Self::Ops::ON_ANY_COPY {
+            // SAFETY: the promise of the caller.
+            return unsafe { Self::allocator().free_at(&locked_seat::<Self>(), address, flags) };
+        }
         // SAFETY: the promise of the caller; this is the domain's instance.
         unsafe { Self::allocator().free_at(&Here::<Self>::new(), address, flags) }
     }
@@ -139,6 +149,14 @@ pub unsafe trait Domain: Sized + 'static {
     fn region(neutral: usize) -> Option<Region> {
         Self::allocator().region(neutral)
     }
+}
+
+/// The seat of the CPU that the caller is on, for a domain whose operations are right [on any
+/// copy](LocalOps::ON_ANY_COPY).
+#[inline(always)]
+fn locked_seat<D: Domain>() -> LockedSeat {
+    // SAFETY: it is for the domain's instance, whose operations are LOCKed steps.
+    unsafe { LockedSeat::new(D::units(), D::current_cpu()) }
 }
 
 /// The instance of a Linux process, made when it is first used: see [`mod@crate::global`].

@@ -45,6 +45,7 @@ impl CpuSet {
     }
 
     /// Whether `cpu` is in the set.
+    #[inline]
     pub fn contains(&self, cpu: CpuId) -> bool {
         self.words
             .get(cpu.index() / 64)
@@ -279,6 +280,15 @@ impl Units {
             .get(cpu.index())
             .copied()
             .filter(|&offset| offset != NOT_POSSIBLE)
+    }
+
+    /// [`offset`](Self::offset) of a CPU whose copies have memory of their own.
+    #[inline]
+    pub(crate) fn materialised_offset(&self, cpu: CpuId) -> Option<usize> {
+        self.materialised
+            .contains(cpu)
+            .then(|| self.offset(cpu))
+            .flatten()
     }
 
     /// `cpu`'s copy of what is at a neutral address: one addition.

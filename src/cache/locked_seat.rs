@@ -40,10 +40,9 @@ impl LockedSeat {
     /// steps.
     #[inline]
     pub unsafe fn new(units: &Units, cpu: CpuId) -> Self {
-        let has_memory = units.materialised().contains(cpu);
         Self {
             cpu,
-            offset: units.offset(cpu).filter(|_| has_memory),
+            offset: units.materialised_offset(cpu),
         }
     }
 

@@ -7,6 +7,7 @@ use core::marker::PhantomData;
 use super::{Change, LocalOps, Pair, Put, RemotePairs, Word, locked, slots};
 use crate::alloc_api::Domain;
 use crate::backing::Backing;
+use crate::unit::CpuId;
 
 /// LOCKed steps on the copies of domain `D`.
 #[derive(Debug, Clone, Copy)]
@@ -20,24 +21,33 @@ impl<D: Domain> Portable<D> {
     ///
     /// # Panics
     /// If no CPU has memory.
+    #[inline]
     fn copy(at: usize) -> usize {
-        let units = D::units();
         let cpu = D::current_cpu();
-        let offset = if units.materialised().contains(cpu) || D::bring_up(cpu).is_ok() {
+        let offset = D::units().materialised_offset(cpu);
+        at.wrapping_add(offset.unwrap_or_else(|| Self::offset_without_memory(cpu)))
+    }
+
+    /// What leads to the copy that serves a CPU which has had no memory so far.
+    #[cold]
+    #[inline(never)]
+    fn offset_without_memory(cpu: CpuId) -> usize {
+        let units = D::units();
+        let offset = if D::bring_up(cpu).is_ok() {
             units.offset(cpu)
         } else {
             let other = units.materialised().iter().next();
             other.and_then(|other| units.offset(other))
         };
-        at.wrapping_add(offset.expect("no CPU has memory for its copies"))
+        offset.expect("no CPU has memory for its copies")
     }
 
     /// The copy of the CPU that the caller was on, if it has memory. It gets none here: slots are taken and put by the
     /// allocator itself, with its lock held and in contexts that must not sleep.
+    #[inline]
     fn own_copy(at: usize) -> Option<*mut Pair> {
-        let (units, cpu) = (D::units(), D::current_cpu());
-        let has_memory = units.materialised().contains(cpu);
-        let offset = units.offset(cpu).filter(|_| has_memory)?;
+        let cpu = D::current_cpu();
+        let offset = D::units().materialised_offset(cpu)?;
         Some(core::ptr::with_exposed_provenance_mut(
             at.wrapping_add(offset),
         ))
@@ -51,6 +61,8 @@ impl<D: Domain> Portable<D> {
 // SAFETY: all changes are LOCKed steps, which are right on any copy; and no other operations work on copies of `D`, for
 // a domain has one kind of operations.
 unsafe impl<D: Domain> LocalOps for Portable<D> {
+    const ON_ANY_COPY: bool = true;
+
     unsafe fn read<W: Word>(at: usize) -> W {
         // SAFETY: the word is live on every possible CPU (promise of the caller).
         unsafe { W::load(core::ptr::with_exposed_provenance(Self::copy(at))) }
