@@ -304,7 +304,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Empty pages that are too many at once.
     #[inline]
     fn empty_pages_high(&self) -> u32 {
-        let more = if self.has_caches() { MORE_PAGES_HIGH } else { 0 };
+        let more = if self.has_caches() {
+            MORE_PAGES_HIGH
+        } else {
+            0
+        };
         self.policy.empty_pages_high.saturating_add(more)
     }
 

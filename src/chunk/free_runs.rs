@@ -413,7 +413,8 @@ impl FreeRuns {
         let mut is_counted = true;
         for page in pages.clone() {
             self.forget(page);
-            let Some((stretch, is_whole)) = used.stretch(self.page_len.words(page..page + 1)) else {
+            let Some((stretch, is_whole)) = used.stretch(self.page_len.words(page..page + 1))
+            else {
                 bitmap::set_bit(&mut self.untouched, page);
                 continue;
             };

@@ -23,10 +23,19 @@
 use core::ops::Range;
 use core::ptr::NonNull;
 
-use super::bitmap::{self, Words};
+use super::bitmap::Words;
 use super::page_len::PageLen;
 use crate::metadata::{BlockLayout, MetaSlice};
-use crate::sync::{AtomicU8, AtomicU64, Ordering, full_fence};
+use crate::sync::{AtomicU8, AtomicU64, Ordering};
+use word::{
+    EVERY, GRANULES, INSIDE, body, body_bit, both, ends, freed, is_freed_area, live, locate,
+    occupied, parts, some, starts,
+};
+
+pub(crate) use sweeping::note;
+
+mod sweeping;
+mod word;
 
 /// What must be laid out in metadata memory for the marks of a region; see [`Marks::new`].
 #[derive(Debug, Clone, Copy)]
@@ -75,105 +84,6 @@ pub(crate) struct Marks {
 pub(crate) struct Seen<'a> {
     word: &'a AtomicU64,
     found: u64,
-}
-
-/// Sets a bit that whoever sweeps clears before looking what there is. It is looked at after the mark was made, by a LOCKed
-/// step: if it is still set then, the sweep that clears it sees the mark. Says whether it was clear.
-#[inline]
-pub(crate) fn note(bits: &[AtomicU64], at: u32) -> bool {
-    let (word, bit) = place(at);
-    full_fence();
-    bits[word].load(Ordering::Relaxed) & bit == 0
-        && bits[word].fetch_or(bit, Ordering::Release) & bit == 0
-}
-
-/// Freed areas of a page that make it worth the while to sweep it.
-const RIPE: u8 = 16;
-
-/// Granules of a word.
-const GRANULES: u32 = 32;
-
-/// For each length, the granules of a half that areas of it start at, the first of which starts at the first granule.
-static EVERY: [u32; GRANULES as usize + 1] = {
-    let mut table = [0; GRANULES as usize + 1];
-    let mut len = 1;
-    while len < table.len() {
-        let mut at = 0;
-        while at < GRANULES as usize {
-            table[len] |= 1 << at;
-            at += len;
-        }
-        len += 1;
-    }
-    table
-};
-
-/// A granule's word, and which of its granules it is.
-#[inline]
-fn locate(granule: u32) -> (usize, u32) {
-    ((granule / GRANULES) as usize, granule % GRANULES)
-}
-
-/// A word with nothing but the inside of an area.
-const INSIDE: u64 = u32::MAX as u64;
-
-/// In a word: what `body` says of a granule.
-#[inline]
-fn body_bit(at: u32) -> u64 {
-    1 << at
-}
-
-/// In a word: all that the granules of a half are.
-#[inline]
-fn both(granules: u32) -> u64 {
-    u64::from(granules) << GRANULES | u64::from(granules)
-}
-
-/// Some granules of a half.
-#[inline]
-fn some(granules: Range<u32>) -> u32 {
-    bitmap::mask(granules) as u32
-}
-
-#[inline]
-fn body(word: u64) -> u32 {
-    word as u32
-}
-
-#[inline]
-fn starts(word: u64) -> u32 {
-    (word >> GRANULES) as u32
-}
-
-/// Granules that are not free.
-#[inline]
-fn occupied(word: u64) -> u32 {
-    body(word) | starts(word)
-}
-
-/// Where live areas start.
-#[inline]
-fn live(word: u64) -> u32 {
-    starts(word) & body(word)
-}
-
-/// Where freed areas start.
-#[inline]
-fn freed(word: u64) -> u32 {
-    starts(word) & !body(word)
-}
-
-/// Granules that an area which goes on until there ends at.
-#[inline]
-fn ends(word: u64) -> u32 {
-    starts(word) | !body(word)
-}
-
-/// Whether a freed area of `len` granules starts at granule `at` of a word, and ends within it: all of that is what an exchange
-/// of the word compares.
-#[inline]
-fn is_freed_area(word: u64, at: u32, len: u32) -> bool {
-    freed(word) >> at & 1 != 0 && (ends(word) >> at >> 1).trailing_zeros() + 1 == len
 }
 
 /// [`Marks::reuse`] of such an area where somebody has changed the word since it was looked at.
@@ -255,12 +165,6 @@ impl Words for Occupied<'_> {
     fn word(&self, index: usize) -> u64 {
         joined(self.words, index, occupied)
     }
-}
-
-/// A granule's bit in a bitmap.
-#[inline]
-fn place(granule: u32) -> (usize, u64) {
-    ((granule / u64::BITS) as usize, 1 << (granule % u64::BITS))
 }
 
 impl Marks {
@@ -363,16 +267,6 @@ impl Marks {
         false
     }
 
-    /// Counts an area that was freed and starts at `granule`; says whether sweeping its page is worth the while now.
-    #[inline]
-    pub(super) fn ripen(&self, granule: u32) -> bool {
-        let page = self.page_len.page(granule);
-        let counter = &self.freed[page as usize];
-        let count = counter.load(Ordering::Relaxed);
-        counter.store(count.saturating_add(1), Ordering::Relaxed);
-        count >= RIPE || self.has_no_live_start(page)
-    }
-
     /// Makes the freed area that starts at `granule` live again, without the lock; false if there is none of that length, and then
     /// there may be something to sweep.
     #[inline]
@@ -442,64 +336,6 @@ impl Marks {
             _ => ends(found).trailing_zeros(),
         };
         (first as u32 + behind) * GRANULES + at
-    }
-
-    /// Whether no live area starts in `page`.
-    #[inline]
-    fn has_no_live_start(&self, page: u32) -> bool {
-        let words = &self.words[self.words_of(page)];
-        let hint = &self.live_words[page as usize];
-        let seen = words.get(usize::from(hint.load(Ordering::Relaxed)));
-        let is_live = |word: &AtomicU64| live(word.load(Ordering::Relaxed)) != 0;
-        if seen.is_some_and(is_live) {
-            return false;
-        }
-        // From the end on: who frees many often does it in order, and takes the last one last.
-        let found = words.iter().rposition(is_live);
-        if let Some(word) = found {
-            hint.store(word.min(u8::MAX.into()) as u8, Ordering::Relaxed);
-        }
-        found.is_none()
-    }
-
-    /// The lowest of `pages` with an area that was freed and has not been swept.
-    #[inline]
-    pub(super) fn next_freed_page(&self, pages: Range<u32>) -> Option<u32> {
-        let end = pages.end;
-        let page = bitmap::next_where(pages, |word| self.freed_pages[word].load(Ordering::Acquire));
-        (page < end).then_some(page)
-    }
-
-    /// Whether the next sweep looks at the page of `granule`; see [`note`].
-    #[inline(always)]
-    pub(super) fn is_noted(&self, granule: u32) -> bool {
-        let (word, bit) = place(self.page_len.page(granule));
-        full_fence();
-        let pages = self.freed_pages.get(word);
-        pages.is_some_and(|pages| pages.load(Ordering::Relaxed) & bit != 0)
-    }
-
-    /// Has the page of `granule` looked at by the next sweep.
-    #[inline]
-    pub(super) fn note_page_of(&self, granule: u32) -> bool {
-        note(&self.freed_pages, self.page_len.page(granule))
-    }
-
-    /// Has every page looked at by the next sweep.
-    #[cfg(all(feature = "std", target_os = "linux"))]
-    pub(super) fn note_all(&self) {
-        for page in 0..self.freed.len() as u32 {
-            note(&self.freed_pages, page);
-        }
-    }
-
-    /// Notes that `page` is about to be swept: what is freed from now on counts anew.
-    pub(super) fn begin_sweep(&self, page: u32) {
-        let (word, bit) = place(page);
-        self.freed_pages[word].fetch_and(!bit, Ordering::SeqCst);
-        // An exchange: the bits of the areas are read after it.
-        self.freed[page as usize].swap(0, Ordering::SeqCst);
-        full_fence();
     }
 
     /// Which granules are occupied.
@@ -613,58 +449,6 @@ impl Marks {
         wrong
     }
 
-    /// Marks the freed areas free that start in one word, with the lock held, but for those that `kept` picks: it is told
-    /// the word's first granule and which areas are to go, by where they start. `each` is told the length of every one.
-    /// Returns which granules of the word they were, and where the last ends, if there are any.
-    #[inline]
-    pub(super) fn sweep_word(
-        &self,
-        index: usize,
-        kept: impl Fn(u32, u32) -> u32,
-        mut each: impl FnMut(u32),
-    ) -> Option<(u32, u32)> {
-        let word = &self.words[index];
-        let first = index as u32 * GRANULES;
-        let mut found = word.load(Ordering::Acquire);
-        let (mut heads, gone) = loop {
-            let freed = freed(found);
-            if freed == 0 {
-                return None;
-            }
-            let heads = freed & !kept(first, freed);
-            if heads == 0 {
-                return None;
-            }
-            // What lies inside an area follows its start: a carry from there runs through it.
-            let inside = body(found) & !starts(found);
-            let gone = heads | inside & !inside.wrapping_add(heads << 1 & inside);
-            let cleared = found & !both(gone);
-            match word.compare_exchange(found, cleared, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => break (heads, gone),
-                // Somebody frees an area, or makes one live.
-                Err(now) => found = now,
-            }
-        };
-        let ends = ends(found);
-        loop {
-            let at = heads.trailing_zeros();
-            heads &= heads - 1;
-            let behind = ends >> at >> 1;
-            if behind != 0 {
-                let len = 1 + behind.trailing_zeros();
-                each(len);
-                if heads == 0 {
-                    return Some((gone, first + at + len));
-                }
-            } else {
-                let end = self.end_behind(first + at);
-                each(end - (first + at));
-                self.clear_behind(first + at, end);
-                return Some((gone, end));
-            }
-        }
-    }
-
     /// Which of so many areas of `len` granules, one behind the other, are freed: bit `i` is area `i`.
     #[inline]
     pub(super) fn freed_among(&self, start: u32, len: u32, count: u32) -> u32 {
@@ -678,20 +462,6 @@ impl Marks {
             found |= (here >> at & 1) << area;
         }
         found
-    }
-
-    /// The words of `page`.
-    pub(super) fn words_of(&self, page: u32) -> Range<usize> {
-        let pairs = self.page_len.words(page..page + 1);
-        2 * pairs.start..2 * pairs.end
-    }
-
-    /// The first of some words that a freed area starts in.
-    #[inline]
-    pub(super) fn next_freed_word(&self, words: Range<usize>) -> Option<usize> {
-        let has_freed = |word: &AtomicU64| freed(word.load(Ordering::Acquire)) != 0;
-        let first = words.start;
-        Some(first + self.words[words].iter().position(has_freed)?)
     }
 
     /// Marks what an area has in the words behind its first as free, which is free there already.
@@ -731,25 +501,4 @@ impl Marks {
     pub(super) fn live_starts(&self, index: usize) -> u64 {
         joined(&self.words, index, live)
     }
-}
-
-/// The words that granules lie in, each with which of its granules they are.
-#[inline]
-fn parts(granules: Range<u32>) -> impl DoubleEndedIterator<Item = (usize, u32)> {
-    let Range { start, end } = granules;
-    let words = match start < end {
-        true => start / GRANULES..(end - 1) / GRANULES + 1,
-        false => 0..0,
-    };
-    let (first, behind) = (words.start, words.end);
-    words.map(move |word| {
-        let mut here = u32::MAX;
-        if word == first {
-            here <<= start % GRANULES;
-        }
-        if word + 1 == behind {
-            here &= u32::MAX >> (GRANULES - 1 - (end - 1) % GRANULES);
-        }
-        (word as usize, here)
-    })
 }
