@@ -9,21 +9,20 @@
 //! back into the run. Any other CPU marks it as freed where all areas have their marks, and the run gets it back, or the
 //! chunk, when the run is used up.
 
-use core::marker::PhantomData;
-
-use crate::alloc_api::Domain;
-use crate::request::AllocFlags;
-use crate::sync::AtomicU32;
-use crate::this_cpu::{Change, FenceError, LocalOps, Pair, Put, RemotePairs};
+use crate::this_cpu::Pair;
 use crate::unit::{CpuId, GRANULE_BYTES};
 
 pub use locked_seat::LockedSeat;
+pub use seat::{Here, Seat};
 
 pub(crate) use cells::{Cells, CellsLayout};
+pub(crate) use key::{CacheKey, ClassLimit};
 pub(crate) use stash::{OWN_PLACES, Stash};
 
 mod cells;
+mod key;
 mod locked_seat;
+mod seat;
 mod stash;
 
 /// Areas of a run.
@@ -136,117 +135,6 @@ impl Class {
             PLACES[len] as usize
         };
         place % RUNS * size_of::<Pair>()
-    }
-}
-
-/// What a request is served by in a CPU's cache: its class, and where in the CPU's table the run and the stash are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct CacheKey {
-    /// The class; 0 if caches do not serve the request.
-    class: u64,
-    /// Offset of the run in a CPU's table, in bytes.
-    run_at: u16,
-    /// Offset of the stash among the stashes, in bytes.
-    stash_at: u16,
-    /// The class's length, in granules.
-    len: u16,
-    /// Bits that are clear in the granules that areas of the class start at.
-    misaligned: u16,
-}
-
-impl CacheKey {
-    /// Of a request that caches do not serve.
-    const NONE: Self = Self {
-        class: 0,
-        run_at: 0,
-        stash_at: 0,
-        len: 0,
-        misaligned: 0,
-    };
-
-    #[inline]
-    pub(crate) const fn of(bytes: usize, align: usize, flags: AllocFlags) -> Self {
-        const { assert!(TABLE_BYTES <= u16::MAX as usize) };
-        let usual = AllocFlags::ATOMIC
-            .union(AllocFlags::NO_ZERO)
-            .union(AllocFlags::TRY);
-        match Class::of(bytes, align) {
-            Some(class) if usual.contains(flags) => Self {
-                class: class.0,
-                run_at: class.table_offset() as u16,
-                stash_at: Stash::table_offset(class.len()) as u16,
-                len: class.len() as u16,
-                misaligned: (class.align() - 1) as u16,
-            },
-            _ => Self::NONE,
-        }
-    }
-
-    /// The class, if caches serve the request.
-    #[inline]
-    pub(crate) fn class(self) -> Option<Class> {
-        (self.class != 0).then_some(Class(self.class))
-    }
-
-    /// The class, if caches serve the request and it is within `limit`.
-    #[inline]
-    pub(crate) fn class_within(self, limit: ClassLimit) -> Option<Class> {
-        (self.class.wrapping_sub(1) < limit.0).then_some(Class(self.class))
-    }
-
-    #[inline]
-    pub(crate) fn run_at(self) -> usize {
-        self.run_at.into()
-    }
-
-    #[inline]
-    pub(crate) fn stash_at(self) -> usize {
-        self.stash_at.into()
-    }
-
-    /// In granules.
-    #[inline]
-    pub(crate) fn len(self) -> u32 {
-        self.len.into()
-    }
-
-    /// Whether an area of the class may start at `granule`.
-    #[inline]
-    pub(crate) fn is_aligned(self, granule: u32) -> bool {
-        granule & u32::from(self.misaligned) == 0
-    }
-}
-
-/// What classes are sure to be within the limits of an instance: those whose word is no higher, 0 if none is.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ClassLimit(u64);
-
-impl ClassLimit {
-    /// None is.
-    pub(crate) const NONE: Self = Self(0);
-
-    #[inline]
-    pub(crate) fn from_bits(bits: u64) -> Self {
-        Self(bits)
-    }
-
-    pub(crate) fn bits(self) -> u64 {
-        self.0
-    }
-
-    /// Of an instance that serves so many bytes, and such alignments.
-    pub(crate) fn new(max_bytes: usize, max_align_bytes: usize) -> Self {
-        let longest = MAX_LEN as usize * GRANULE_BYTES;
-        // The alignment stands above the length.
-        const { assert!(ALIGN.0 == LEN.0 + LEN.1) };
-        match max_align_bytes / GRANULE_BYTES {
-            1.. if max_bytes >= longest => {
-                let most_shift = (1 << ALIGN.1) - 1;
-                let shift = (max_align_bytes / GRANULE_BYTES).ilog2().min(most_shift);
-                Self(u64::from(shift) << ALIGN.0 | field_mask(LEN))
-            }
-            _ => Self::NONE,
-        }
     }
 }
 
@@ -400,175 +288,6 @@ static RECIPROCALS: [u32; 1 << LEN.1] = {
     table
 };
 
-/// Who works on the runs of the CPU that it is on.
-///
-/// A [`Domain`] has such operations ([`LocalOps`]), and [`Domain::allocate`] and [`Domain::free`] use them. For an instance
-/// that is no domain's, who plays its CPUs implements them.
-///
-/// # Safety
-/// Each is what the operation of that name of [`LocalOps`] is, on the pairs of one instance, and nothing changes these
-/// pairs in another way.
-pub unsafe trait Seat {
-    /// The CPU, or the one that the caller was on a moment ago.
-    fn cpu(&self) -> CpuId;
-
-    /// [`LocalOps::take_slot`].
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn take_slot(
-        &self,
-        at: usize,
-        class: u64,
-        class_mask: u64,
-        gate: &AtomicU32,
-    ) -> Option<Pair>;
-
-    /// [`LocalOps::put_slot`].
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn put_slot(&self, at: usize, run: u64, slot: u64, gate: &AtomicU32) -> Put;
-
-    /// [`LocalOps::replace_pair_gated`].
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn replace_pair_gated(&self, at: usize, old: Pair, new: Pair, gate: &AtomicU32) -> bool;
-
-    /// [`LocalOps::peek_pair`].
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn peek_pair(&self, at: usize) -> Option<Pair>;
-
-    /// [`LocalOps::peek_word`].
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn peek_word(&self, at: usize) -> Option<u64>;
-
-    /// [`LocalOps::replace_word`].
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn replace_word(&self, at: usize, old: u64, new: u64) -> bool;
-
-    /// [`LocalOps::read`] of a word of 32 bits; whatever is there may be the result.
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn read_link(&self, at: usize) -> u32;
-
-    /// Sets a word of 32 bits, as [`LocalOps::change`] does.
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn write_link(&self, at: usize, link: u32);
-
-    /// [`LocalOps::remote_pairs`].
-    fn remote_pairs(&self) -> RemotePairs;
-
-    /// [`LocalOps::replace_remote_pair`].
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn replace_remote_pair(&self, copy: *mut Pair, old: Pair, new: Pair) -> bool;
-
-    /// [`LocalOps::wait_for_gated`].
-    ///
-    /// # Errors
-    /// As there.
-    fn wait_for_gated(&self) -> Result<(), FenceError>;
-}
-
-/// The CPU that the caller is on, in a domain.
-#[derive(Debug, Clone, Copy)]
-pub struct Here<D>(PhantomData<D>);
-
-impl<D> Here<D> {
-    /// Here.
-    ///
-    /// # Safety
-    /// It is used with the instance of the domain, and no other.
-    #[inline]
-    pub const unsafe fn new() -> Self {
-        Self(PhantomData)
-    }
-}
-
-// SAFETY: these are the domain's operations, and nothing works on the copies of a domain in another way.
-unsafe impl<D: Domain> Seat for Here<D> {
-    fn cpu(&self) -> CpuId {
-        D::current_cpu()
-    }
-
-    #[inline(always)]
-    unsafe fn take_slot(
-        &self,
-        at: usize,
-        class: u64,
-        class_mask: u64,
-        gate: &AtomicU32,
-    ) -> Option<Pair> {
-        // SAFETY: the promise of the caller.
-        unsafe { D::Ops::take_slot(at, class, class_mask, gate) }
-    }
-
-    #[inline(always)]
-    unsafe fn put_slot(&self, at: usize, run: u64, slot: u64, gate: &AtomicU32) -> Put {
-        // SAFETY: the promise of the caller.
-        unsafe { D::Ops::put_slot(at, run, slot, gate) }
-    }
-
-    unsafe fn replace_pair_gated(&self, at: usize, old: Pair, new: Pair, gate: &AtomicU32) -> bool {
-        // SAFETY: the promise of the caller.
-        unsafe { D::Ops::replace_pair_gated(at, old, new, gate) }
-    }
-
-    unsafe fn peek_pair(&self, at: usize) -> Option<Pair> {
-        // SAFETY: the promise of the caller.
-        unsafe { D::Ops::peek_pair(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn peek_word(&self, at: usize) -> Option<u64> {
-        // SAFETY: the promise of the caller.
-        unsafe { D::Ops::peek_word(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn replace_word(&self, at: usize, old: u64, new: u64) -> bool {
-        // SAFETY: the promise of the caller.
-        unsafe { D::Ops::replace_word(at, old, new) }
-    }
-
-    #[inline(always)]
-    unsafe fn read_link(&self, at: usize) -> u32 {
-        // SAFETY: the promise of the caller.
-        unsafe { D::Ops::read(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn write_link(&self, at: usize, link: u32) {
-        // SAFETY: the promise of the caller.
-        unsafe { D::Ops::change(at, Change::Set(link)) }
-    }
-
-    fn remote_pairs(&self) -> RemotePairs {
-        D::Ops::remote_pairs()
-    }
-
-    unsafe fn replace_remote_pair(&self, copy: *mut Pair, old: Pair, new: Pair) -> bool {
-        // SAFETY: the promise of the caller.
-        unsafe { D::Ops::replace_remote_pair(copy, old, new) }
-    }
-
-    fn wait_for_gated(&self) -> Result<(), FenceError> {
-        D::Ops::wait_for_gated()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -614,60 +333,6 @@ mod tests {
                     .iter()
                     .all(|&at| (count / 2..count).contains(&at.into()))
             );
-        }
-    }
-
-    /// A class within the limit is one that the instance serves, whatever was asked for; without limits of note all are.
-    #[test]
-    fn what_is_within_the_limit_is_served() {
-        let none = AllocFlags::empty();
-        for (max_bytes, max_align) in [(1, 1), (6, 4), (4092, 1), (4092, 2), (4092, 4), (5000, 8)]
-            .into_iter()
-            .chain((4..20).map(|shift| (32 << 10, 1 << shift)))
-        {
-            let limit = ClassLimit::new(max_bytes, max_align);
-            let mut within = 0;
-            for bytes in 0..4200 {
-                for align in [0, 1, 2, 3, 4, 8, 16, 32, 64, 128, 512, 1024, 2048, 4096] {
-                    let key = CacheKey::of(bytes, align, none);
-                    assert_eq!(key.class(), Class::of(bytes, align));
-                    if let Some(class) = key.class_within(limit) {
-                        assert!(bytes <= max_bytes && align <= max_align);
-                        assert_eq!(Some(class), key.class());
-                        within += 1;
-                    } else if max_bytes >= 4092 && max_align >= 2048 {
-                        assert_eq!(key.class(), None);
-                    }
-                }
-            }
-            assert_eq!(within > 0, max_bytes >= 4092 && max_align >= 4);
-        }
-        assert_eq!(CacheKey::of(8, 8, AllocFlags::RESERVED), CacheKey::NONE);
-        assert_eq!(CacheKey::of(8, 8, AllocFlags::NO_WARN), CacheKey::NONE);
-    }
-
-    /// What a key says is what its class says.
-    #[test]
-    fn keys_lead_to_the_places_of_their_classes() {
-        for len in 1..=MAX_LEN {
-            for align_shift in 0..=9 {
-                let (bytes, align) = (len as usize * GRANULE_BYTES, GRANULE_BYTES << align_shift);
-                let key = CacheKey::of(bytes, align, AllocFlags::TRY);
-                let Some(class) = key.class() else {
-                    continue;
-                };
-                assert_eq!((key.len(), key.run_at()), (len, class.table_offset()));
-                assert_eq!(key.stash_at(), Stash::table_offset(len));
-                assert!((0..64).all(|at| key.is_aligned(at) == (at % class.align() == 0)));
-                let table_place = match align_shift {
-                    0 | 1 => PLACES[len as usize] as usize,
-                    more => OWN_RUNS | (PLACES[len as usize] as usize + more),
-                };
-                assert_eq!(key.run_at() / size_of::<Pair>(), table_place % RUNS);
-            }
-            if len <= OWN_PLACES {
-                assert_eq!(Stash::own_offset(len), Stash::table_offset(len));
-            }
         }
     }
 
