@@ -86,6 +86,21 @@ pub(crate) struct Seen<'a> {
     found: u64,
 }
 
+/// [`Marks::end`] of the area that starts at granule `at` of a word, where somebody has changed the word since it was looked at.
+#[cold]
+#[inline(never)]
+fn end_anew(word: &AtomicU64, at: u32) -> bool {
+    let mut found = word.load(Ordering::Acquire);
+    while live(found) >> at & 1 != 0 {
+        let ended = found & !body_bit(at);
+        match word.compare_exchange(found, ended, Ordering::SeqCst, Ordering::Acquire) {
+            Ok(_) => return true,
+            Err(now) => found = now,
+        }
+    }
+    false
+}
+
 /// [`Marks::reuse`] of such an area where somebody has changed the word since it was looked at.
 #[cold]
 #[inline(never)]
@@ -234,7 +249,7 @@ impl Marks {
         let ended = found & !body_bit(granule % GRANULES);
         // Whoever frees has done with the memory, whoever makes use of the granules may hand it out.
         let exchanged = word.compare_exchange(found, ended, Ordering::SeqCst, Ordering::Relaxed);
-        exchanged.is_ok() || self.end_anew(granule)
+        exchanged.is_ok() || end_anew(word, granule % GRANULES)
     }
 
     /// Marks the live area that starts at `granule` as freed, without the lock; false if there is none.
@@ -248,23 +263,6 @@ impl Marks {
         };
         let found = word.load(Ordering::Acquire);
         live(found) >> at & 1 != 0 && self.end_seen(granule, &Seen { word, found })
-    }
-
-    /// [`end`](Self::end) where somebody has changed the word since it was looked at.
-    #[cold]
-    #[inline(never)]
-    fn end_anew(&self, granule: u32) -> bool {
-        let (index, at) = locate(granule);
-        let word = &self.words[index];
-        let mut found = word.load(Ordering::Acquire);
-        while live(found) >> at & 1 != 0 {
-            let ended = found & !body_bit(at);
-            match word.compare_exchange(found, ended, Ordering::SeqCst, Ordering::Acquire) {
-                Ok(_) => return true,
-                Err(now) => found = now,
-            }
-        }
-        false
     }
 
     /// Makes the freed area that starts at `granule` live again, without the lock; false if there is none of that length, and then
