@@ -1,6 +1,8 @@
 //! The ways through the per-CPU caches: an area is taken out of the current CPU's run, or put back into it, without a lock.
 //! What that cannot serve goes to the allocator itself, which opens a run where it can ([`runs`](super::runs)).
 
+use core::ops::Range;
+
 use lock_api::RawMutex;
 
 use super::runs::Caches;
@@ -183,9 +185,26 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// An area out of the current CPU's cache.
     #[inline]
-    pub(super) fn take_cached(&self, seat: &impl Seat, request: &Request) -> Option<usize> {
+    fn take_cached(&self, seat: &impl Seat, request: &Request) -> Option<usize> {
         let (caches, class) = self.caches_for(request)?;
         self.take_of_class(caches, seat, request, class)
+    }
+
+    /// An area out of the current CPU's cache as it is, and which part of it may hold something other than zero: all or nothing.
+    #[inline]
+    pub(super) fn take_dirty(
+        &self,
+        seat: &impl Seat,
+        request: &Request,
+    ) -> Option<(usize, Range<usize>)> {
+        let (caches, class) = self.caches_for(request)?;
+        let (address, is_fresh) = match self.take_slot(caches, seat, request, class) {
+            Some(taken) => taken,
+            None => (self.take_stashed(caches, seat, request, class)?, false),
+        };
+        let len_bytes = class.len() as usize * GRANULE_BYTES;
+        let dirty_bytes = if is_fresh { 0 } else { len_bytes };
+        Some((address, address..address + dirty_bytes))
     }
 
     /// An area of a class out of the current CPU's cache.
@@ -216,6 +235,22 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         request: &Request,
         class: Class,
     ) -> Option<usize> {
+        let (address, is_fresh) = self.take_slot(caches, seat, request, class)?;
+        if !is_fresh && !request.flags.contains(AllocFlags::NO_ZERO) {
+            self.zero(address, class.len() as usize * GRANULE_BYTES);
+        }
+        Some(address)
+    }
+
+    /// An area out of the current CPU's run as it is, and whether it is known to be zero.
+    #[inline(always)]
+    fn take_slot(
+        &self,
+        caches: &Caches,
+        seat: &impl Seat,
+        request: &Request,
+        class: Class,
+    ) -> Option<(usize, bool)> {
         let at = caches.table + request.key.run_at();
         // SAFETY: the table lives on every CPU, and its pairs are changed by a seat's operations with this gate only.
         let [slots, run] = unsafe { seat.take_slot(at, class.bits(), Class::MASK, &caches.gate)? };
@@ -223,10 +258,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let base = self.geometry.window.base + Run::from_bits(run).base() as usize * GRANULE_BYTES;
         let from_base = slots.trailing_zeros() * request.key.len();
         let address = base + from_base as usize * GRANULE_BYTES;
-        if slots & FRESH == 0 && !request.flags.contains(AllocFlags::NO_ZERO) {
-            self.zero(address, class.len() as usize * GRANULE_BYTES);
-        }
-        Some(address)
+        Some((address, slots & FRESH != 0))
     }
 
     /// The caches, and the granule of the window that `address` is, if they may serve a free of it with such flags.

@@ -111,17 +111,26 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if self.caches.is_none() || self.has_sign(WATCHED) {
             return self.allocate_many(request, out);
         }
+        let mut dirty = Dirty::default();
         let mut cached = 0;
         while cached < out.len()
-            && let Some(address) = self.take_cached(seat, request)
+            && let Some((address, dirty_bytes)) = self.take_dirty(seat, request)
         {
             out[cached] = address;
             cached += 1;
+            if !request.flags.contains(AllocFlags::NO_ZERO) {
+                if dirty.is_full() {
+                    self.zero_all(&mut dirty);
+                }
+                dirty.add(dirty_bytes);
+            }
         }
+        self.zero_all(&mut dirty);
         if cached == out.len() {
             self.keep_up_with(request);
             return Ok(());
         }
+        self.prepare_stash(seat, request);
         let (cached, rest) = out.split_at_mut(cached);
         let result = self.fill(request, rest, |request, size| {
             self.serve_draining(seat, request, size)

@@ -147,6 +147,16 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         )
     }
 
+    /// Has the current CPU's cache take areas back that are about to be served past it.
+    pub(super) fn prepare_stash(&self, seat: &impl Seat, request: &Request) {
+        if let Some((caches, class)) = self.caches_for(request)
+            && let Some(mut state) = self.lock(request.flags.contains(AllocFlags::TRY))
+        {
+            self.set_sizes(caches, &state);
+            self.settle_stash(caches, seat, &mut state, class);
+        }
+    }
+
     /// How many bytes a cache is filled with; also sets what a stash may name.
     fn set_sizes(&self, caches: &Caches, state: &State) -> u64 {
         let memory_bytes = state.stats.populated_pages * self.geometry.sizes.page_bytes() as u64;

@@ -190,6 +190,25 @@ fn the_cache_serves_what_it_can() {
     assert_eq!(pcpu.stats().live, 0);
 }
 
+/// A batch past the cache has its areas stashed when they are freed; those that lie apart are zeroed one by one, however many they are.
+#[test]
+fn areas_of_a_batch_that_lie_apart_are_zeroed() {
+    let pcpu = with_caches(&small_machine(3));
+    let here = seat(&pcpu, 0);
+    let mut all = [0; 120];
+    // 48 bytes, so that the areas are no whole lines.
+    let (request, size) = (Request::new(48, 8), (48, 8));
+    pcpu.allocate_many_at(&here, &request, &mut all).unwrap();
+    take_over(&pcpu, &all, size);
+    let some: Vec<usize> = all.into_iter().step_by(6).collect();
+    free_many_at(&pcpu, &here, &some);
+    // Nobody asks for the counters: that would have everything swept.
+    let mut again = [0; 20];
+    pcpu.allocate_many_at(&here, &request, &mut again).unwrap();
+    assert!(again.iter().all(|area| some.contains(area)));
+    take_over(&pcpu, &again, size);
+}
+
 /// Batches and single calls on several CPUs, some of which fail, against a plain model.
 #[test]
 fn batches_and_single_calls_mix() {
