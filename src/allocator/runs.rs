@@ -247,8 +247,10 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         // Runs get areas back with the lock held.
         let is_both =
             self.is_free_in(caches, run, slot) && body.map.reuse(granule, run.class().len());
-        if is_both {
-            state.stats.late_errors += 1;
+        match is_both {
+            true => state.stats.late_errors += 1,
+            // Who looks for an area of that length, and finds none, may leave something to sweep.
+            false => state.directory.note_freed(place),
         }
         is_both
     }

@@ -289,13 +289,16 @@ impl Marks {
     fn reuse_long(&self, word: &AtomicU64, granule: u32, len: u32) -> bool {
         let (_, at) = locate(granule);
         let mut found = word.load(Ordering::Acquire);
-        // One that ends within the word is another.
-        while freed(found) >> at & 1 != 0 && ends(found) >> at >> 1 == 0 {
+        // One that is longer or shorter is another, which is left alone.
+        while freed(found) >> at & 1 != 0
+            && ends(found) >> at >> 1 == 0
+            && self.goes_on_until(granule, granule + len)
+        {
             let live = found | body_bit(at);
             match word.compare_exchange(found, live, Ordering::SeqCst, Ordering::Acquire) {
-                Ok(_) if self.end_behind(granule) == granule + len => return true,
+                Ok(_) if self.goes_on_until(granule, granule + len) => return true,
                 Ok(_) => {
-                    // So is one that is longer or shorter.
+                    // Its granules have become those of another area while the words behind the first were looked at.
                     if self.end(granule) {
                         self.note_page_of(granule);
                     }
@@ -305,6 +308,20 @@ impl Marks {
             }
         }
         false
+    }
+
+    /// Whether the area that starts at `start` and reaches the end of its first word ends at `end`.
+    #[inline]
+    fn goes_on_until(&self, start: u32, end: u32) -> bool {
+        let (last, rest) = locate(end);
+        let inside = self.words.get(locate(start).0 + 1..last);
+        let is_inside = |word: &AtomicU64| word.load(Ordering::Acquire) == INSIDE;
+        inside.is_some_and(|words| words.iter().all(is_inside))
+            && match self.words.get(last) {
+                Some(word) => ends(word.load(Ordering::Acquire)).trailing_zeros() == rest,
+                // The end of all.
+                None => rest == 0,
+            }
     }
 
     /// Where the area that starts at `start` ends, whose word is `word`.

@@ -146,3 +146,67 @@ fn a_note_that_outlives_its_chunk() {
         model.assert_settled();
     });
 }
+
+/// What a CPU's stash names is another area by now, longer by one word, and freed: a model, and that area.
+fn with_a_stale_name() -> (Arc<Model>, usize) {
+    let model = Model::of(Machine::with_caches());
+    let pcpu = &model.machine.pcpu;
+    let request = |bytes| Request::new(bytes, WORD_BYTES).with_flags(AllocFlags::NO_ZERO);
+    (0..2 * CACHED_BYTES / WORD_BYTES).for_each(|_| take_by_name(&model));
+    let area = model.hold(pcpu.allocate(&request(WORD_BYTES)).unwrap());
+    model.free_at(&model.seat(0, RemotePairs::Never), area);
+    // Sweeps.
+    pcpu.stats();
+    let longer = model.hold(pcpu.allocate(&request(2 * WORD_BYTES)).unwrap());
+    assert_eq!(longer, area);
+    model.free(longer);
+    (model, longer)
+}
+
+/// Allocates where the stash has that name.
+fn take_by_name(model: &Model) {
+    let request = Request::new(WORD_BYTES, 8).with_flags(AllocFlags::NO_ZERO);
+    let here = model.seat(0, RemotePairs::Never);
+    model.hold(model.machine.pcpu.allocate_at(&here, &request).unwrap());
+}
+
+/// Who finds an area of another length under a name leaves it as it is: freed.
+#[test]
+fn a_second_free_of_what_is_named_wrongly() {
+    explore(2, || {
+        let (model, longer) = with_a_stale_name();
+        let thread = {
+            let model = model.clone();
+            thread::spawn(move || assert!(model.try_free(longer).is_err()))
+        };
+        take_by_name(&model);
+        thread.join().unwrap();
+        model.assert_settled();
+    });
+}
+
+/// Nor does it free the area that has come in its place.
+#[test]
+fn an_area_in_the_place_of_what_is_named_wrongly() {
+    explore(2, || {
+        let (model, longer) = with_a_stale_name();
+        let again = |model: &Model| {
+            let pcpu = &model.machine.pcpu;
+            pcpu.stats();
+            let request = Request::new(2 * WORD_BYTES, WORD_BYTES);
+            let request = request.with_flags(AllocFlags::NO_ZERO);
+            model.hold(pcpu.allocate(&request).unwrap());
+        };
+        let thread = {
+            let model = model.clone();
+            thread::spawn(move || {
+                _ = model.try_free(longer);
+                again(&model);
+            })
+        };
+        take_by_name(&model);
+        thread.join().unwrap();
+        again(&model);
+        model.assert_settled();
+    });
+}
