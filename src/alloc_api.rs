@@ -95,13 +95,15 @@ pub unsafe trait Domain: Sized + 'static {
         Self::allocator().units()
     }
 
-    /// [`PerCpuAllocator::allocate_at`] the CPU that the caller is on.
+    /// [`PerCpuAllocator::allocate_at`] the CPU that the caller is on. Where operations are right [on any
+    /// copy](LocalOps::ON_ANY_COPY), a request that may sleep gives the CPU memory first if it has none and the instance has caches.
     ///
     /// # Errors
     /// As there.
     fn allocate(request: &Request) -> Result<usize, AllocError> {
         if Self::Ops::ON_ANY_COPY {
-            return Self::allocator().allocate_at(&locked_seat::<Self>(), request);
+            let seat = locked_seat_for::<Self>(request);
+            return Self::allocator().allocate_at(&seat, request);
         }
         // SAFETY: this is the domain's instance.
         let here = unsafe { Here::<Self>::new() };
@@ -114,7 +116,8 @@ pub unsafe trait Domain: Sized + 'static {
     /// As there.
     fn allocate_many(request: &Request, out: &mut [usize]) -> Result<(), AllocError> {
         if Self::Ops::ON_ANY_COPY {
-            return Self::allocator().allocate_many_at(&locked_seat::<Self>(), request, out);
+            let seat = locked_seat_for::<Self>(request);
+            return Self::allocator().allocate_many_at(&seat, request, out);
         }
         // SAFETY: this is the domain's instance.
         let here = unsafe { Here::<Self>::new() };
@@ -157,6 +160,27 @@ pub unsafe trait Domain: Sized + 'static {
 fn locked_seat<D: Domain>() -> LockedSeat {
     // SAFETY: it is for the domain's instance, whose operations are LOCKed steps.
     unsafe { LockedSeat::new(D::units(), D::current_cpu()) }
+}
+
+/// [`locked_seat`] for a request, which may have to wait until the CPU has memory.
+#[inline(always)]
+fn locked_seat_for<D: Domain>(request: &Request) -> LockedSeat {
+    let seat = locked_seat::<D>();
+    match seat.has_memory() {
+        true => seat,
+        false => locked_seat_after_bring_up::<D>(request),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn locked_seat_after_bring_up<D: Domain>(request: &Request) -> LockedSeat {
+    let hurry = AllocFlags::ATOMIC | AllocFlags::TRY;
+    if D::allocator().has_caches() && !request.flags.intersects(hurry) {
+        // Without memory it goes without its cache.
+        _ = D::bring_up(D::current_cpu());
+    }
+    locked_seat::<D>()
 }
 
 /// The instance of a Linux process, made when it is first used: see [`mod@crate::global`].
@@ -435,6 +459,9 @@ pub unsafe fn free_percpu_with<T, D: Domain>(
 /// # Ok::<(), pcpu::AllocError>(())
 /// ```
 pub fn drain_caches<D: Domain>() {
+    if D::Ops::ON_ANY_COPY {
+        return D::allocator().drain(&locked_seat::<D>());
+    }
     // SAFETY: this is the domain's instance.
     let here = unsafe { Here::<D>::new() };
     D::allocator().drain(&here);

@@ -51,11 +51,11 @@ pub type Pair = [u64; 2];
 ///
 /// # Safety
 /// Every operation finds the caller's CPU and changes that CPU's copy as one step, or changes a copy that no CPU
-/// changes otherwise than by LOCKed steps.
+/// changes otherwise than by LOCKed steps. Where [`ON_ANY_COPY`](Self::ON_ANY_COPY) is set it is LOCKed steps everywhere, and
+/// [`remote_pairs`](Self::remote_pairs) is [`RemotePairs::ByLockedStep`].
 pub unsafe trait LocalOps {
     /// Whether every operation is a LOCKed step, right on any copy that has memory: then a request finds the caller's CPU once,
     /// and does all its steps on that CPU's copies ([`LockedSeat`](crate::cache::LockedSeat)), wherever the caller is by then.
-    /// [`remote_pairs`](Self::remote_pairs) is [`RemotePairs::ByLockedStep`] where it is so.
     const ON_ANY_COPY: bool = false;
 
     /// The current CPU's copy.

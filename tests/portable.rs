@@ -17,7 +17,8 @@ use pcpu::this_cpu::portable::Portable;
 use pcpu::this_cpu::{LocalOps, Pair, Put, RemotePairs};
 use pcpu::unit::CpuId;
 use pcpu::{
-    CpuBuffer, CpuPair, CpuStack, Domain, Handle, Link, LocalBuffer, LocalPair, LocalStack, PerCpu,
+    AllocFlags, CpuBuffer, CpuPair, CpuStack, Domain, FreeFlags, Handle, Link, LocalBuffer,
+    LocalPair, LocalStack, PerCpu, Request, drain_caches,
 };
 
 use model_of_slots::{Gates, Hand, Ledger, check_model};
@@ -242,4 +243,63 @@ fn a_cpu_without_memory_has_no_slots() {
     // SAFETY: as above.
     let kept = unsafe { Ops::peek_pair(at) };
     assert_eq!(kept, Some(RUN), "nobody has touched it");
+}
+
+/// A machine with caches, two of whose four CPUs are up, and a CPU for each thread that says where it is.
+enum Cached {}
+
+// SAFETY: the instance is made once, and is no other domain's.
+unsafe impl Domain for Cached {
+    type Backing = Sim;
+    type Lock = parking_lot::RawMutex;
+    type Ops = Portable<Self>;
+
+    fn allocator() -> &'static SimAllocator {
+        static INSTANCE: OnceLock<SimAllocator> = OnceLock::new();
+        INSTANCE.get_or_init(|| {
+            let mut pcpu = Machine::new(4).online(2).checked().build().unwrap();
+            pcpu.enable_caches().unwrap();
+            pcpu
+        })
+    }
+
+    fn current_cpu() -> CpuId {
+        CpuId::new(CURRENT_CPU.get())
+    }
+}
+
+#[test]
+fn requests_go_to_the_cache_of_the_cpu_that_they_come_from() {
+    let request = Request::new(24, 8);
+    let free = |area| {
+        // SAFETY: nobody uses the area.
+        unsafe { Cached::free(area, FreeFlags::empty()) }.unwrap();
+    };
+    let areas = [0, 1].map(|cpu| {
+        CURRENT_CPU.set(cpu);
+        Cached::allocate(&request).unwrap()
+    });
+    for cpu in [0, 1, 1, 0] {
+        CURRENT_CPU.set(cpu);
+        free(areas[cpu as usize]);
+        assert_eq!(Cached::allocate(&request), Ok(areas[cpu as usize]));
+    }
+
+    // One that has no memory gets it from a request that may sleep, and from nothing else that has to do with areas.
+    CURRENT_CPU.set(3);
+    let has_memory = || Cached::units().materialised().contains(CpuId::new(3));
+    let atomic = request.with_flags(AllocFlags::ATOMIC);
+    free(Cached::allocate(&atomic).unwrap());
+    drain_caches::<Cached>();
+    assert!(!has_memory());
+    let area = Cached::allocate(&request).unwrap();
+    assert!(has_memory());
+    free(area);
+    assert_eq!(Cached::allocate(&request), Ok(area));
+    free(area);
+    drain_caches::<Cached>();
+    CURRENT_CPU.set(2);
+    let mut batch = [0; 5];
+    Cached::allocate_many(&request, &mut batch).unwrap();
+    assert!(Cached::units().materialised().contains(CpuId::new(2)));
 }

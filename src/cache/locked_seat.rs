@@ -46,6 +46,12 @@ impl LockedSeat {
         }
     }
 
+    /// Whether the CPU has memory, and so a cache.
+    #[inline(always)]
+    pub(crate) fn has_memory(self) -> bool {
+        self.offset.is_some()
+    }
+
     #[inline(always)]
     fn copy(self, at: usize) -> Option<*mut Pair> {
         let copy = at.wrapping_add(self.offset?);

@@ -42,7 +42,7 @@ impl<D: Domain> Portable<D> {
         offset.expect("no CPU has memory for its copies")
     }
 
-    /// The copy of the CPU that the caller was on, if it has memory. It gets none here: slots are taken and put by the
+    /// The copy of the CPU that the caller was on, if it has memory. It gets none here: slots and stashes are worked on by the
     /// allocator itself, with its lock held and in contexts that must not sleep.
     #[inline]
     fn own_copy(at: usize) -> Option<*mut Pair> {
@@ -117,6 +117,17 @@ unsafe impl<D: Domain> LocalOps for Portable<D> {
     unsafe fn peek_pair(at: usize) -> Option<Pair> {
         // SAFETY: as in `take_slot`.
         Self::own_copy(at).map(|copy| unsafe { locked::peek_pair(copy) })
+    }
+
+    unsafe fn peek_word(at: usize) -> Option<u64> {
+        // SAFETY: the word is live on every CPU that has memory (promise of the caller).
+        Self::own_copy(at).map(|copy| unsafe { u64::load(copy.cast()) })
+    }
+
+    unsafe fn replace_word(at: usize, old: u64, new: u64) -> bool {
+        let change = Change::Replace(old, new);
+        // SAFETY: as in `peek_word`, and changed by such steps only.
+        Self::own_copy(at).is_some_and(|copy| unsafe { u64::locked(copy.cast(), change) == old })
     }
 
     fn remote_pairs() -> RemotePairs {
