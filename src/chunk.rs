@@ -178,7 +178,7 @@ impl Chunk {
         chunk
     }
 
-    /// The granule of the map that `granule` of the unit is; one behind its end if it lies before the map.
+    /// The granule of the map that `granule` of the unit is; one beyond its end if it lies before the map.
     #[inline(always)]
     fn in_map(&self, granule: u32) -> u32 {
         granule.wrapping_sub(self.first_granule)

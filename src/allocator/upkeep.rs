@@ -1,5 +1,5 @@
-//! The upkeep: gives back memory that has run empty, destroys spare chunks that are too many, prepares those that are
-//! too few. It may sleep; a kernel runs it from a worker, a process when it is due.
+//! The upkeep: gives back memory that has run empty, populates some for atomic requests where there are caches, destroys spare
+//! chunks that are too many, prepares those that are too few. It may sleep; a kernel runs it from a worker, a process when it is due.
 
 use core::ptr::NonNull;
 
@@ -16,6 +16,8 @@ use crate::unit::GRANULE_BYTES;
 /// Pages that an upkeep found due leaves beyond the policy's where there are caches, and pages more that may be empty before.
 const MORE_PAGES_LOW: u32 = 4;
 const MORE_PAGES_HIGH: u32 = 10;
+/// Empty pages more that an upkeep leaves or populates there, at most, if an atomic request has had to populate some.
+const MORE_PAGES_AHEAD: u32 = 4;
 /// How many times as many frees the upkeep waits there.
 const MORE_FREES: u32 = 4;
 
@@ -61,7 +63,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// [`upkeep`](Self::upkeep) of what is known to be free, that leaves so many empty pages and is due when they are more than
     /// `most_pages`: freed areas that have not been swept keep theirs.
     fn keep_up(&self, keep_pages: u32, most_pages: u32) -> UpkeepReport {
-        let target = {
+        let (target, is_wanted) = {
             let mut state = self.state.lock();
             // Twice what was wanted since the last time; what was not wanted is unlearned slowly.
             let wanted = core::mem::take(&mut state.spares_wanted).saturating_mul(2);
@@ -69,10 +71,15 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             let most = self.policy.spare_chunks_max.max(self.policy.spare_chunks);
             let target = target.clamp(self.policy.spare_chunks, most);
             state.stats.spare_target = target;
-            target
+            (target, core::mem::take(&mut state.pages_wanted))
         };
+        // What atomic requests will ask for.
+        let more = MORE_PAGES_AHEAD.min(most_pages.saturating_sub(keep_pages) / 2);
+        let keep_pages = keep_pages + if is_wanted { more } else { 0 };
         let mut report = self.settle(keep_pages, target);
-        report.pages_populated = self.populate_ahead(keep_pages.midpoint(most_pages));
+        if is_wanted {
+            report.pages_populated = self.populate_ahead(keep_pages);
+        }
         while self.lacks_spare(&self.state.lock()) {
             if self.make_spare().is_err() {
                 self.state.lock().note_spare_failed();
@@ -90,7 +97,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     pub fn trim(&self, spare_chunks: u32) -> UpkeepReport {
         self.release_quarantine();
         self.sweep();
-        self.state.lock().stats.spare_target = self.policy.spare_chunks;
+        {
+            let mut state = self.state.lock();
+            state.stats.spare_target = self.policy.spare_chunks;
+            state.pages_wanted = false;
+        }
         let report = self.settle(0, spare_chunks);
         self.note_due(&self.state.lock());
         report
@@ -155,13 +166,10 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         given_back
     }
 
-    /// Populates pages if an atomic request has had to, which is not what it should spend its time with: so that the next ones
-    /// find as many empty ones as `target`. Returns how many.
+    /// Populates pages for atomic requests, of which one has had to do so itself: so that as many as `target` are empty, or fewer.
+    /// Returns how many.
     fn populate_ahead(&self, target: u32) -> u64 {
         let mut state = self.lock_to_work();
-        if !core::mem::take(&mut state.pages_wanted) {
-            return 0;
-        }
         let Some((chunk, pages)) = state.claim_ahead(target) else {
             return 0;
         };

@@ -128,6 +128,64 @@ fn an_upkeep_that_is_called_for_populates_less() {
     assert_eq!(pcpu.upkeep().pages_populated, 1);
     let again = pcpu.upkeep();
     assert_eq!((again.pages_populated, again.pages_given_back), (0, 1));
+    // Who trims has seen to it.
+    pcpu.allocate_at(&seat(&pcpu, 0), &request).unwrap();
+    assert!(pcpu.is_upkeep_due());
+    pcpu.trim(0);
+    assert!(!pcpu.is_upkeep_due());
+}
+
+/// Pages come from the lowest chunk that has any to populate, and what room is left for the largest request stays.
+#[test]
+fn an_upkeep_populates_in_any_chunk() {
+    let pcpu = with_caches(&Machine::new(2).checked());
+    let seat = seat(&pcpu, 0);
+    let areas: Vec<_> = (0..400)
+        .map(|_| pcpu.allocate_at(&seat, &PAGE).unwrap())
+        .collect();
+    // Two pages in the second chunk, and the end of all.
+    for &address in areas[60..62].iter().chain(&areas[300..]) {
+        free_at(&pcpu, &seat, address).unwrap();
+    }
+    pcpu.drain(&seat);
+    pcpu.trim(0);
+    let three_pages = Request::new(3 * 4096, 8).with_flags(AllocFlags::ATOMIC);
+    let mut came = Vec::new();
+    for _ in 0..12 {
+        let before = pcpu.stats().pages_populated;
+        pcpu.allocate_at(&seat, &three_pages).unwrap();
+        let needed = pcpu.stats().pages_populated;
+        pcpu.upkeep_if_due();
+        came.push((needed - before, pcpu.stats().pages_populated - needed));
+    }
+    assert_eq!(came[0], (3, 2), "those between others");
+    assert!(came[1..].contains(&(3, 6)), "{came:?}");
+    assert!(came[1..].contains(&(0, 0)), "{came:?}");
+    assert_eq!(pcpu.stats().spare_shortfalls, 0);
+}
+
+/// What is empty and not too much stays when an atomic request has had to populate pages.
+#[test]
+fn an_upkeep_for_atomic_requests_gives_nothing_back() {
+    let pcpu = with_caches(&Machine::new(2).checked());
+    let seat = seat(&pcpu, 0);
+    let areas: Vec<_> = (0..90)
+        .map(|_| pcpu.allocate_at(&seat, &PAGE).unwrap())
+        .collect();
+    let free = |address: &usize| free_at(&pcpu, &seat, *address).unwrap();
+    areas[60..].iter().for_each(free);
+    pcpu.trim(0);
+    areas.iter().step_by(2).take(10).for_each(free);
+    assert!(!pcpu.is_upkeep_due());
+    let two_pages = Request::new(2 * 4096, 8).with_flags(AllocFlags::ATOMIC);
+    let before = pcpu.stats();
+    assert!(before.empty_pages >= 7, "{} pages", before.empty_pages);
+    pcpu.allocate_at(&seat, &two_pages).unwrap();
+    assert!(pcpu.is_upkeep_due());
+    pcpu.upkeep_if_due();
+    let after = pcpu.stats();
+    assert_eq!(after.pages_depopulated, before.pages_depopulated);
+    assert!(!pcpu.is_upkeep_due());
 }
 
 /// Areas that idle in a run whose CPU has turned to others are free for these.

@@ -253,7 +253,7 @@ impl State {
             return None;
         };
         let ahead_pages = match growth {
-            Growth::Ahead => self.pages_ahead(chunk, granules).min(AHEAD_PAGES),
+            Growth::Ahead => self.pages_ahead(chunk, granules),
             Growth::Needed => 0,
         };
         let (area, claimed) = self.edit(chunk, |body| {
@@ -272,27 +272,32 @@ impl State {
         })
     }
 
-    /// How many pages of a chunk may be populated ahead of need, besides those for so many granules.
+    /// How many pages of a chunk may be populated ahead of need behind those for so many granules.
     fn pages_ahead(&self, chunk: NonNull<Chunk>, granules: u32) -> u32 {
         let Some(caches) = &self.caches else {
             return 0;
         };
-        if self.is_near_peak() {
-            return 0;
-        }
         let body = self.body(chunk);
+        let vacant = body.longest_vacant_pages();
+        let most = self
+            .unused_pages()
+            .min(vacant.saturating_sub(caches.largest_pages));
         let needed = body.map.most_pages_of(granules);
+        AHEAD_PAGES.min(most.saturating_sub(needed))
+    }
+
+    /// Pages that memory once had and has no more; none where about as much is live as ever was.
+    fn unused_pages(&self) -> u32 {
         let unused = self.stats.populated_peak_pages - self.stats.populated_pages;
-        let vacant = body
-            .longest_vacant_pages()
-            .saturating_sub(caches.largest_pages);
-        let most = unused.min(vacant.into()) as u32;
-        most.saturating_sub(needed)
+        match self.is_near_peak() {
+            true => 0,
+            false => unused.min(u32::MAX.into()) as u32,
+        }
     }
 
     /// Notes that a request that must not wait has had pages populated.
     pub(in crate::allocator) fn note_atomic_growth(&mut self) {
-        self.pages_wanted = self.caches.is_some() && !self.is_near_peak();
+        self.pages_wanted = self.caches.is_some() && self.unused_pages() > 0;
     }
 
     /// Claims pages without memory, to populate them for requests to come: of the lowest chunk that has any, so many that as many
@@ -301,12 +306,20 @@ impl State {
         &mut self,
         target: u32,
     ) -> Option<(NonNull<Chunk>, PageMask)> {
-        let lacking = u64::from(target).saturating_sub(self.stats.empty_pages);
+        let largest_pages = self.caches.as_ref()?.largest_pages;
+        let lacking = u64::from(target).saturating_sub(self.stats.empty_pages) as u32;
         let place = self.directory.find_certain(1)?;
         let Place::Chunk(chunk) = self.directory.get(place) else {
             return None;
         };
-        let most = self.pages_ahead(chunk, 0).min(lacking as u32);
+        let body = self.body(chunk);
+        // Where the largest request would go, it still goes.
+        let kept = match self.directory.longest_certain() > body.room().certain {
+            true => 0,
+            false => largest_pages,
+        };
+        let vacant = body.longest_vacant_pages().saturating_sub(kept);
+        let most = lacking.min(vacant).min(self.unused_pages());
         let claimed = self.edit(chunk, |body| body.claim_vacant(most));
         (!claimed.is_empty()).then_some((chunk, claimed))
     }
