@@ -18,6 +18,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             let body = state.body(chunk);
             body.check();
             assert!(body.is_entered());
+            assert_eq!(body.counts.claimed, 0);
             let is_spare = body.membership == Membership::Spare;
             let room = body.room();
             if !is_spare {
@@ -41,6 +42,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             areas += u64::from(state.body(reserved).areas);
         }
         populated += self.geometry.sizes.populated_pages() as u64;
+        // The tables of runs are nobody's area.
+        areas -= u64::from(self.has_caches());
         let stats = &state.stats;
         assert_eq!(
             (
@@ -121,6 +124,22 @@ fn all_stays_in_step_while_the_backing_fails() {
     let pcpu = small_machine().build().unwrap();
     pcpu.backing().set_faults(|call| call % 3 == 0);
     exercise(&pcpu, 2000, 0x2545_f491_4f6c_dd1d);
+}
+
+/// With caches memory comes ahead of need, too; nobody's seat uses them here.
+#[test]
+fn all_stays_in_step_where_there_are_caches() {
+    for fails_each in [0, 3] {
+        let mut pcpu = small_machine().build().unwrap();
+        pcpu.enable_caches().unwrap();
+        if fails_each > 0 {
+            pcpu.backing()
+                .set_faults(move |call| call % fails_each == 0);
+        }
+        for seed in [0x9e37_79b9_7f4a_7c15, 0x2545_f491_4f6c_dd1d] {
+            exercise(&pcpu, 2000, seed);
+        }
+    }
 }
 
 /// On CPUs side by side and others, and nothing beside it.

@@ -492,3 +492,46 @@ fn random_operations_keep_the_records_right() {
         assert_eq!(map.longest(), pages * granules_per_page);
     }
 }
+
+/// Areas of all lengths, some freed, some of these kept: their granules become free, page by page, and no others.
+#[test]
+fn a_sweep_frees_what_was_freed_and_is_not_kept() {
+    for seed in 1..200_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = move |below: u32| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 33) as u32 % below
+        };
+        let mut map = map_of(4, 256, 0..1024);
+        // Kept are those that start at odd granules.
+        let keeps = next(2) == 1;
+        let (mut left, mut gone) = (Vec::new(), 0);
+        let mut at = 0;
+        while at < 1024 {
+            let len = [1, 3, 31, 32, 33, 64, 100, 300][next(8) as usize].min(1024 - at);
+            map.take(at, len);
+            let is_freed = next(3) > 0;
+            if is_freed {
+                assert!(map.end_area(at));
+                map.marks.note_page_of(at);
+            }
+            match is_freed && !(keeps && at % 2 == 1) {
+                true => gone += len,
+                false => left.push(at..at + len),
+            }
+            at += len + next(2) * next(5);
+        }
+        let mut swept = 0;
+        while let Some(page) = map.next_freed_page(0..4) {
+            let kept = |_, freed| if keeps { freed & 0xaaaa_aaaa } else { 0 };
+            map.sweep_page(page, kept, |len| swept += len);
+        }
+        assert_eq!(swept, gone, "seed {seed}");
+        map.check();
+        for area in left {
+            assert_eq!(map.marks.area_end(area.start), area.end, "seed {seed}");
+        }
+    }
+}
