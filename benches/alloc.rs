@@ -53,6 +53,7 @@ fn dirty_on<const SLOT: usize>(criterion: &mut Criterion, cpus: u32) {
     let mut group = criterion.benchmark_group("pair-dirty");
     let parameter = format!("cpus={cpus} live={LIVE} size={BYTES} zeroed");
     let ours = PerCpuAreas::<Machine<SLOT>>::new(Zeroing::On);
+    let kind = ours.kind(BYTES);
     let _live = Live::new(ours, (0..LIVE).map(|_| BYTES)).expect("there is room");
     group.bench_function(BenchmarkId::new("pcpu", &parameter), |bencher| {
         bencher.iter_custom(|iters| {
@@ -61,7 +62,7 @@ fn dirty_on<const SLOT: usize>(criterion: &mut Criterion, cpus: u32) {
             while left > 0 {
                 let now = left.min(AREAS as u64);
                 time += timed(|| {
-                    areas.extend((0..now).map(|_| ours.allocate(BYTES).expect("there is room")));
+                    areas.extend((0..now).map(|_| ours.allocate(&kind).expect("there is room")));
                 });
                 for &area in &areas {
                     for cpu in 0..cpus {
@@ -143,13 +144,14 @@ fn fresh_areas<S: Source>(
     give_back: impl Fn(),
 ) -> Duration {
     let mut areas = Vec::with_capacity(at_once);
+    let kind = source.kind(bytes);
     let mut time = Duration::ZERO;
     let rounds = iters.div_ceil(at_once as u64);
     for _ in 0..rounds {
         give_back();
         time += timed(|| {
             for _ in 0..at_once {
-                let area = source.allocate(bytes).expect("there is room");
+                let area = source.allocate(&kind).expect("there is room");
                 let copy = copy(area).expect("a possible CPU");
                 // SAFETY: the area is live, and nobody else uses it.
                 unsafe { copy.write_volatile(1) };
@@ -210,13 +212,14 @@ fn batch_on<const SLOT: usize>(criterion: &mut Criterion, cpus: u32) {
     let mut group = criterion.benchmark_group(format!("batch-of-{AREAS}"));
     let parameter = format!("cpus={cpus} live={LIVE} size={BYTES} zeroed");
     let ours = PerCpuAreas::<Machine<SLOT>>::new(Zeroing::On);
+    let kind = ours.kind(BYTES);
     let _live = Live::new(ours, (0..LIVE).map(|_| BYTES)).expect("there is room");
     let at_once = |areas: &mut [usize; AREAS]| {
-        Machine::<SLOT>::allocate_many(&Request::new(BYTES, BYTES), areas).expect("there is room");
+        Machine::<SLOT>::allocate_many(&kind, areas).expect("there is room");
     };
     let singly = |areas: &mut [usize; AREAS]| {
         for area in areas {
-            *area = ours.allocate(BYTES).expect("there is room");
+            *area = ours.allocate(&kind).expect("there is room");
         }
     };
     group.bench_function(BenchmarkId::new("pcpu", &parameter), |bencher| {

@@ -29,11 +29,17 @@ pub trait Source: Copy + Sync {
     /// An area.
     type Area: Copy + Send + fmt::Debug;
 
+    /// What areas of a size are asked for by, which a program has for each of its types.
+    type Kind: fmt::Debug;
+
+    /// The kind of areas of so many bytes.
+    fn kind(self, bytes: usize) -> Self::Kind;
+
     /// Allocates.
     ///
     /// # Errors
     /// If there is no memory.
-    fn allocate(self, bytes: usize) -> Result<Self::Area, WorkloadError>;
+    fn allocate(self, kind: &Self::Kind) -> Result<Self::Area, WorkloadError>;
 
     /// Frees.
     ///
@@ -77,11 +83,18 @@ impl<D: Domain> Source for PerCpuAreas<D> {
     const NAME: &'static str = "pcpu";
     /// A neutral address.
     type Area = usize;
+    type Kind = Request;
+
+    fn kind(self, bytes: usize) -> Request {
+        Request::new(bytes, ALIGN_BYTES).with_flags(self.flags)
+    }
 
     #[inline(always)]
-    fn allocate(self, bytes: usize) -> Result<usize, WorkloadError> {
-        D::allocate(&Request::new(bytes, ALIGN_BYTES).with_flags(self.flags))
-            .map_err(|error| WorkloadError::Alloc { bytes, error })
+    fn allocate(self, request: &Request) -> Result<usize, WorkloadError> {
+        D::allocate(request).map_err(|error| WorkloadError::Alloc {
+            bytes: request.bytes(),
+            error,
+        })
     }
 
     #[inline(always)]
@@ -112,9 +125,14 @@ impl HeapArea {
 impl Source for Heap {
     const NAME: &'static str = "malloc+free";
     type Area = HeapArea;
+    type Kind = usize;
+
+    fn kind(self, bytes: usize) -> usize {
+        bytes
+    }
 
     #[inline(always)]
-    fn allocate(self, bytes: usize) -> Result<HeapArea, WorkloadError> {
+    fn allocate(self, &bytes: &usize) -> Result<HeapArea, WorkloadError> {
         // SAFETY: any size can be asked for.
         let area = unsafe { libc::malloc(bytes) };
         // Opaque: the compiler may not leave out a pair whose memory nobody uses.
@@ -137,8 +155,9 @@ impl Source for Heap {
 /// As the source.
 #[inline(never)]
 pub fn pairs<S: Source>(source: S, bytes: usize, iters: u64) -> Result<(), WorkloadError> {
+    let kind = source.kind(bytes);
     for _ in 0..iters {
-        let area = source.allocate(bytes)?;
+        let area = source.allocate(&kind)?;
         // SAFETY: the area has just been allocated, and nobody uses it.
         unsafe { source.free(area)? };
     }
@@ -161,7 +180,7 @@ impl<S: Source> Live<S> {
         let areas = Vec::with_capacity(sizes.size_hint().0);
         let mut live = Self { source, areas };
         for bytes in sizes {
-            live.areas.push(source.allocate(bytes)?);
+            live.areas.push(source.allocate(&source.kind(bytes))?);
         }
         Ok(live)
     }
@@ -194,10 +213,10 @@ impl<S: Source> Live<S> {
     /// # Errors
     /// If either failed; the area has left then.
     #[inline(always)]
-    pub fn replace(&mut self, index: usize, bytes: usize) -> Result<(), WorkloadError> {
+    pub fn replace(&mut self, index: usize, kind: &S::Kind) -> Result<(), WorkloadError> {
         // SAFETY: the area is live, and nobody uses it.
         let replaced = unsafe { self.source.free(self.areas[index]) }
-            .and_then(|()| self.source.allocate(bytes));
+            .and_then(|()| self.source.allocate(kind));
         match replaced {
             Ok(area) => {
                 self.areas[index] = area;
@@ -230,7 +249,7 @@ mod tests {
     fn handed_out_again(zeroing: Zeroing) -> u64 {
         let home = Home::<Machine<2>>::with_cpus(2).unwrap();
         let source = PerCpuAreas::<Machine<2>>::new(zeroing);
-        let area = source.allocate(8).unwrap();
+        let area = source.allocate(&source.kind(8)).unwrap();
         // SAFETY: the area is live and aligned, and nobody else uses it.
         unsafe {
             home.copy(area, 1).unwrap().write(7);
@@ -238,7 +257,7 @@ mod tests {
         }
         // The thread may be on another CPU by now, whose cache has not got the area.
         pcpu::drain_caches::<Machine<2>>();
-        let again = source.allocate(8).unwrap();
+        let again = source.allocate(&source.kind(8)).unwrap();
         assert_eq!(again, area);
         // SAFETY: as above; its memory was written to before.
         let held = unsafe { home.copy(again, 1).unwrap().read() };
@@ -259,7 +278,7 @@ mod tests {
         let pcpu = Machine::<3>::allocator();
         let source = PerCpuAreas::<Machine<3>>::new(Zeroing::On);
         let mut live = Live::new(source, (0..10).map(|_| 8)).unwrap();
-        live.replace(3, 512).unwrap();
+        live.replace(3, &source.kind(512)).unwrap();
         assert_eq!(pcpu.area_bytes(live.areas()[3]), Some(512));
         assert_eq!(pcpu.stats().live, 10);
         drop(live);

@@ -16,14 +16,14 @@ const SIZES: [(u16, usize); 7] = [
     (512, 2),
 ];
 
-/// The sizes of 100 areas.
-const HUNDRED: [u16; 100] = {
+/// Which sizes 100 areas have.
+const HUNDRED: [u8; 100] = {
     let mut hundred = [0; 100];
     let (mut size, mut at) = (0, 0);
     while size < SIZES.len() {
         let end = at + SIZES[size].1;
         while at < end {
-            hundred[at] = SIZES[size].0;
+            hundred[at] = size as u8;
             at += 1;
         }
         size += 1;
@@ -34,7 +34,8 @@ const HUNDRED: [u16; 100] = {
 
 /// The memory that the copies of `live` areas take on `cpus` CPUs, on average.
 pub fn copies_bytes(live: u32, cpus: u32) -> u64 {
-    let hundred_bytes: u64 = HUNDRED.iter().copied().map(u64::from).sum();
+    let bytes = |&size: &u8| u64::from(SIZES[size as usize].0);
+    let hundred_bytes: u64 = HUNDRED.iter().map(bytes).sum();
     u64::from(live) * u64::from(cpus) * hundred_bytes / 100
 }
 
@@ -42,6 +43,8 @@ pub fn copies_bytes(live: u32, cpus: u32) -> u64 {
 #[derive(Debug)]
 pub struct Churn<S: Source> {
     live: Live<S>,
+    /// One for each size.
+    kinds: [S::Kind; SIZES.len()],
     random: Rng,
 }
 
@@ -52,8 +55,13 @@ impl<S: Source> Churn<S> {
     /// As the source.
     pub fn new(source: S, live: u32) -> Result<Self, WorkloadError> {
         let mut random = Rng::with_seed(1);
-        let live = Live::new(source, (0..live).map(|_| size(&mut random)))?;
-        Ok(Self { live, random })
+        let size = |_| SIZES[any_size(&mut random)].0.into();
+        let live = Live::new(source, (0..live).map(size))?;
+        Ok(Self {
+            live,
+            kinds: SIZES.map(|(bytes, _)| source.kind(bytes.into())),
+            random,
+        })
     }
 
     /// Replaces a random area, so many times.
@@ -64,14 +72,15 @@ impl<S: Source> Churn<S> {
     pub fn replace(&mut self, iters: u64) -> Result<(), WorkloadError> {
         for _ in 0..iters {
             let index = self.random.usize(..self.live.areas().len());
-            self.live.replace(index, size(&mut self.random))?;
+            let size = any_size(&mut self.random);
+            self.live.replace(index, &self.kinds[size])?;
         }
         Ok(())
     }
 }
 
 #[inline(always)]
-fn size(random: &mut Rng) -> usize {
+fn any_size(random: &mut Rng) -> usize {
     HUNDRED[random.usize(..HUNDRED.len())].into()
 }
 
@@ -82,11 +91,9 @@ mod tests {
     #[test]
     fn a_hundred_areas_have_the_sizes_that_the_weights_say() {
         assert_eq!(copies_bytes(100, 1), 3728);
-        for (bytes, weight) in SIZES {
-            assert_eq!(
-                HUNDRED.iter().filter(|&&size| size == bytes).count(),
-                weight
-            );
+        for (size, (_, weight)) in SIZES.into_iter().enumerate() {
+            let same = HUNDRED.iter().filter(|&&other| usize::from(other) == size);
+            assert_eq!(same.count(), weight);
         }
     }
 }

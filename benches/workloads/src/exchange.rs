@@ -48,11 +48,12 @@ pub fn run<S: Source>(
             0 => [&mailboxes[0], &mailboxes[1]],
             _ => [&mailboxes[1], &mailboxes[0]],
         };
+        let kind = source.kind(bytes);
         let mut batch = Vec::with_capacity(BATCH);
         let mut work = || {
             for _ in 0..batches {
                 for _ in 0..BATCH {
-                    batch.push(source.allocate(bytes)?);
+                    batch.push(source.allocate(&kind)?);
                 }
                 if freed_by == FreedBy::Other {
                     to.put(&mut batch);
@@ -146,8 +147,13 @@ mod tests {
     impl Source for Watched<'_> {
         const NAME: &'static str = "watched";
         type Area = usize;
+        type Kind = usize;
 
-        fn allocate(self, bytes: usize) -> Result<usize, WorkloadError> {
+        fn kind(self, bytes: usize) -> usize {
+            bytes
+        }
+
+        fn allocate(self, &bytes: &usize) -> Result<usize, WorkloadError> {
             let area = self.next.fetch_add(1, Ordering::Relaxed);
             if area >= self.limit {
                 return Err(WorkloadError::Malloc { bytes });
