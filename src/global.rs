@@ -60,7 +60,7 @@ use zerocopy::FromZeros;
 use crate::alloc_api::{Domain, Global, PerCpuPtr, alloc_percpu_in, alloc_percpu_many_in};
 use crate::allocator::{PerCpuAllocator, Region};
 use crate::backing::mmap::Mmap;
-use crate::cache::Here;
+use crate::cache::{Here, LockedSeat};
 use crate::cpus::Units;
 use crate::module;
 use crate::request::{AllocError, CpuError, FreeError, FreeFlags, Request};
@@ -119,7 +119,7 @@ unsafe impl Domain for Global {
                 let here = unsafe { Here::<Self>::new() };
                 allocator.allocate_at(&here, request)
             }
-            None => allocate_first(request),
+            None => allocate_otherwise(request),
         }
     }
 
@@ -131,7 +131,13 @@ unsafe impl Domain for Global {
                 allocator.allocate_many_at(&here, request, out)
             }
             (None, Some(host)) => host.allocate_many(request, out),
-            (None, None) => process().allocator.allocate_many(request, out),
+            (None, None) => {
+                let process = process();
+                match locked_seat(process) {
+                    Some(seat) => process.allocator.allocate_many_at(&seat, request, out),
+                    None => process.allocator.allocate_many(request, out),
+                }
+            }
         }
     }
 
@@ -141,7 +147,7 @@ unsafe impl Domain for Global {
         unsafe {
             match ready() {
                 Some(allocator) => allocator.free_at(&Here::<Self>::new(), address, flags),
-                None => free_first(address, flags),
+                None => free_otherwise(address, flags),
             }
         }
     }
@@ -346,7 +352,7 @@ pub(crate) fn stray_copy(neutral: usize) -> usize {
     neutral.wrapping_add(Global::units().offset(stray).unwrap_or(0))
 }
 
-/// The instance when it is there; 0 before, and in a module.
+/// The instance when it is there and its operations are restartable sequences; 0 before, and in a module.
 static READY: AtomicPtr<GlobalAllocator> = AtomicPtr::new(ptr::null_mut());
 
 #[inline]
@@ -356,13 +362,30 @@ fn ready() -> Option<&'static GlobalAllocator> {
     ready.map(|ready| unsafe { ready.as_ref() })
 }
 
+/// The seat of the CPU that the caller was on a moment ago, where all steps are LOCKed: a request finds the CPU once, not for each
+/// step.
+fn locked_seat(process: &'static Process) -> Option<LockedSeat> {
+    (process.method == Method::Locked).then(|| {
+        let (cpu, units) = (Global::current_cpu(), process.allocator.units());
+        if units.offset(cpu).is_some() && !units.materialised().contains(cpu) {
+            materialise(cpu);
+        }
+        // SAFETY: it is for the instance of the process, all of whose steps are LOCKed.
+        unsafe { LockedSeat::new(units, cpu) }
+    })
+}
+
 /// Allocates where the instance is not ready.
 #[cold]
 #[inline(never)]
-fn allocate_first(request: &Request) -> Result<usize, AllocError> {
-    match module::host() {
-        Some(host) => host.allocate(request),
-        None => process().allocator.allocate(request),
+fn allocate_otherwise(request: &Request) -> Result<usize, AllocError> {
+    if let Some(host) = module::host() {
+        return host.allocate(request);
+    }
+    let process = process();
+    match locked_seat(process) {
+        Some(seat) => process.allocator.allocate_at(&seat, request),
+        None => process.allocator.allocate(request),
     }
 }
 
@@ -372,12 +395,16 @@ fn allocate_first(request: &Request) -> Result<usize, AllocError> {
 /// As [`Domain::free`].
 #[cold]
 #[inline(never)]
-unsafe fn free_first(address: usize, flags: FreeFlags) -> Result<(), FreeError> {
+unsafe fn free_otherwise(address: usize, flags: FreeFlags) -> Result<(), FreeError> {
     // SAFETY: the promise of the caller.
     unsafe {
-        match module::host() {
-            Some(host) => host.free(address, flags),
-            None => process().allocator.free_with(address, flags),
+        if let Some(host) = module::host() {
+            return host.free(address, flags);
+        }
+        let process = process();
+        match locked_seat(process) {
+            Some(seat) => process.allocator.free_at(&seat, address, flags),
+            None => process.allocator.free_with(address, flags),
         }
     }
 }
@@ -402,7 +429,9 @@ fn set_up() -> &'static Result<Process, String> {
         fork::register().map_err(|error| error.to_string())?;
         Ok(process)
     });
-    if let Ok(process) = process {
+    if let Ok(process) = process
+        && process.method == Method::RestartableSequences
+    {
         READY.store(
             ptr::from_ref(&process.allocator).cast_mut(),
             Ordering::Release,

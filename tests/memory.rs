@@ -33,7 +33,7 @@ const OBJECT_BYTES: usize = 64;
 /// What a process has at one time.
 #[derive(Debug, Clone, Copy)]
 struct Usage {
-    /// Memory of all kinds, files included.
+    /// Memory of all kinds but files: how much of the program has been read depends on where its parts lie.
     resident_bytes: u64,
     /// Memory that no file is behind.
     anonymous_bytes: u64,
@@ -43,11 +43,11 @@ struct Usage {
 
 impl Usage {
     fn now() -> Self {
-        let rollup = fs::read_to_string("/proc/self/smaps_rollup").expect("Linux 4.14 has it");
+        let rollup = fs::read_to_string("/proc/self/smaps_rollup").expect("Linux 5.1 has it so");
         let status = fs::read_to_string("/proc/self/status").expect("every Linux has it");
         let maps = fs::read_to_string("/proc/self/maps").expect("every Linux has it");
         Self {
-            resident_bytes: field(&rollup, "Rss:"),
+            resident_bytes: field(&rollup, "Anonymous:") + field(&rollup, "Pss_Shmem:"),
             anonymous_bytes: field(&rollup, "Anonymous:"),
             page_table_bytes: field(&status, "VmPTE:"),
             mappings: maps.lines().count() as u64,
