@@ -157,10 +157,11 @@ impl Places {
     pub(crate) fn free(&self, at: u32, granule: u32) -> Option<Option<(NonNull<Chunk>, u32)>> {
         let chunk = self.chunk(at)?.chunk();
         let granule = chunk.free(granule)?;
+        // While nobody sweeps it: who does counts anew.
+        let is_ripe = chunk.ripen(granule);
         if chunk.note_granule(granule) {
             self.note_place(at);
         }
-        let is_ripe = chunk.ripen(granule);
         Some(is_ripe.then(|| (NonNull::from(chunk), granule)))
     }
 
