@@ -86,7 +86,8 @@ pub struct Policy {
     /// up to so many; the number halves again while they are left alone.
     pub spare_chunks_max: u32,
     /// Pages without areas that an upkeep leaves populated; where there are caches, which have memory come several pages at a
-    /// time, one that is found due leaves four more.
+    /// time, one that is found due leaves four more. Four more again, or half way to `empty_pages_high`, are left or populated when
+    /// an atomic request has had to populate pages itself.
     pub empty_pages_low: u32,
     /// Upkeep is due at once when more pages than this are populated without an area; where there are caches, ten more.
     pub empty_pages_high: u32,
