@@ -267,13 +267,10 @@ impl Run {
     pub(crate) fn slot_at(self, granule: u32) -> Option<u32> {
         let len = self.class().len();
         let from_base = granule.wrapping_sub(self.base());
-        if from_base >= len * MAX_SLOTS {
-            return None;
-        }
-        // Right where the quotient is whole, and never too high.
+        // Right where the quotient is whole and small; never below it.
         let scaled = u64::from(from_base) * u64::from(RECIPROCALS[len as usize]);
         let slot = (scaled >> 31) as u32;
-        (slot * len == from_base && slot < self.slots()).then_some(slot)
+        (slot.wrapping_mul(len) == from_base && slot < self.slots()).then_some(slot)
     }
 }
 
