@@ -211,6 +211,17 @@ impl Chunk {
         self.marks.reuse(self.in_map(granule), len)
     }
 
+    /// How many of so many areas of `len` granules, one behind the other from `granule` of the unit on, are freed.
+    pub(crate) fn count_freed_among(&self, granule: u32, len: u32, count: u32) -> u32 {
+        self.marks
+            .count_freed_among(self.in_map(granule), len, count)
+    }
+
+    /// Makes those of them live again: bit `i` is area `i`.
+    pub(crate) fn reuse_among(&self, granule: u32, len: u32, count: u32) -> u32 {
+        self.marks.reuse_among(self.in_map(granule), len, count)
+    }
+
     /// Marks the live area that starts at `granule` of the map, and was found so, as freed; false if it is not live any more.
     #[inline]
     pub(crate) fn end(&self, granule: u32, seen: &Seen<'_>) -> bool {

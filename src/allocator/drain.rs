@@ -104,7 +104,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
         let mut idle = 0;
         self.for_each_run(|run, slots| {
-            idle += u64::from(self.idle_in(&state, run, slots) * run.class().len());
+            idle += u64::from(self.idle_in(run, slots) * run.class().len());
         });
         let page = (self.geometry.sizes.page_bytes() / GRANULE_BYTES) as u64;
         if idle > (page / 4).max((state.stats.populated_pages * page) >> IDLE_SHARE) {

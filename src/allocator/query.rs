@@ -143,7 +143,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if let Some(quarantine) = &quarantine {
             quarantine.leave_out(&mut stats);
         }
-        self.settle_counters(&state, &mut stats);
+        self.settle_counters(&mut stats);
         stats
     }
 

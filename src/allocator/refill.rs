@@ -43,6 +43,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             let Some(caches) = &self.caches else {
                 return self.serve(request, granules, align);
             };
+            if let Some((_, class)) = self.caches_for(request)
+                && let Some(address) = self.collect_shared(caches, seat, request, class)
+            {
+                return Ok(self.hand_out_cached(request, address, class, false));
+            }
             let mut state = self
                 .lock(request.flags.contains(AllocFlags::TRY))
                 .ok_or(AllocError::Busy)?;
@@ -120,13 +125,10 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                     }
                     continue;
                 }
-                sharing = self.sharing_after(caches, &state, run);
-                // A run that is its own CPU's again makes way for one that is not shared.
+                sharing = self.sharing_after(caches, run);
                 if sharing == Sharing::Shared
-                    && let Some(slot) = self.collect(caches, seat, &state, (at, pair))
+                    && let Some(address) = self.collect(caches, seat, (at, pair))
                 {
-                    let address =
-                        self.geometry.window.base + run.start(slot) as usize * GRANULE_BYTES;
                     drop(state);
                     return Ok(self.hand_out_cached(request, address, class, false));
                 }

@@ -1,5 +1,5 @@
 //! What the holder of the lock does for the per-CPU caches: sets them up, closes runs ([`refill`](super::refill) opens them), and
-//! looks into those of other CPUs.
+//! looks into those of other CPUs. And what is done with runs that others free areas of, by anybody.
 //!
 //! A run's areas are live areas of their chunk, taken at one go. When the run is closed, those that are free in it go back to
 //! the chunk; the others stay what they are, areas that are freed by their marks. An area of a run that another CPU frees is
@@ -12,20 +12,21 @@ use core::ptr::NonNull;
 
 use lock_api::RawMutex;
 
+use super::share::Sharing;
 use super::state::{CacheView, State, Taken};
 use super::{PerCpuAllocator, WATCHED};
 use crate::backing::{Backing, BackingError, Context};
 use crate::cache::{
-    Cells, CellsLayout, REACH_GRANULES, RUNS, Run, STASHES_AT, Seat, Stash, TABLE_BYTES,
+    Cells, CellsLayout, Class, REACH_GRANULES, RUNS, Run, STASHES_AT, Seat, Stash, TABLE_BYTES,
 };
 use crate::chunk::Chunk;
 use crate::metadata::BlockLayout;
 use crate::places::Place;
-use crate::request::{FreeError, FreeFlags, SetupError};
+use crate::request::{FreeError, FreeFlags, Request, SetupError};
 use crate::stats::Event;
 use crate::sync::{self, AtomicU32, AtomicU64, Ordering};
 use crate::this_cpu::Pair;
-use crate::this_cpu::slots::{FRESH, MAP, ONE_TAKEN};
+use crate::this_cpu::slots::{FRESH, FULL, MAP, ONE_TAKEN};
 use crate::unit::{CpuId, GRANULE_BYTES};
 
 /// Areas that a run must have got back from other CPUs to go on rather than make way for another.
@@ -244,7 +245,6 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         };
         let body = state.body(chunk);
         let granule = body.granule(offset);
-        // Runs get areas back with the lock held.
         let is_both =
             self.is_free_in(caches, run, slot) && body.map.reuse(granule, run.class().len());
         match is_both {
@@ -265,43 +265,73 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
     }
 
-    /// Gets back for a run that is used up those of its areas that other CPUs have freed; one of them is the caller's.
+    /// An area of the current CPU's run if that is used up and gets areas back that other CPUs have freed, without the lock.
+    pub(super) fn collect_shared(
+        &self,
+        caches: &Caches,
+        seat: &impl Seat,
+        request: &Request,
+        class: Class,
+    ) -> Option<usize> {
+        let at = caches.table + request.key.run_at();
+        // SAFETY: the table lives on every CPU, and its pairs are changed by a seat's operations with this gate only.
+        let pair = unsafe { seat.peek_pair(at)? };
+        let run = Run::from_bits(pair[1]);
+        // Of those that only the cells know to be shared, the holder of the lock gets areas back.
+        let is_used_up = run.class() == class && pair[0] & (FULL | MAP) == 0;
+        let may_collect = is_used_up && run.is_shared() && self.freed_in(run) >= WORTH_COLLECTING;
+        // A run that is its own CPU's again makes way for one that is not shared.
+        if !may_collect || self.sharing_after(caches, run) == Sharing::Own {
+            return None;
+        }
+        self.collect(caches, seat, (at, pair))
+    }
+
+    /// Gets back for a run that is used up those of its areas that other CPUs have freed, if they are worth it; one of them is the
+    /// caller's.
     pub(super) fn collect(
         &self,
         caches: &Caches,
         seat: &impl Seat,
-        state: &State,
         (at, pair): (usize, Pair),
-    ) -> Option<u32> {
+    ) -> Option<usize> {
         let run = Run::from_bits(pair[1]);
-        let (chunk, base, _) = self.chunk_of(state, run)?;
-        let map = &state.body(chunk).map;
-        let len = run.class().len();
-        let mut left = map.freed_among(base, len, run.slots());
-        if left.count_ones() < WORTH_COLLECTING {
+        if self.freed_in(run) < WORTH_COLLECTING {
             return None;
         }
-        let mut free = 0_u64;
-        while left != 0 {
-            let slot = left.trailing_zeros();
-            left &= left - 1;
-            let is_back = map.reuse(base + slot * len, len);
-            free |= u64::from(is_back) << slot;
-        }
-        if free == 0 {
+        let (place, granule) = self.place_of(run.base());
+        let (len, slots) = (run.class().len(), run.slots());
+        let back = self.places.reuse_among(place, granule, len, slots);
+        if back == 0 {
             return None;
         }
-        let slot = free.trailing_zeros();
-        let new = [(pair[0] & !FRESH | free & (free - 1)) + ONE_TAKEN, pair[1]];
-        // SAFETY: as in `refill`.
-        if unsafe { seat.replace_pair_gated(at, pair, new, &caches.gate) } {
-            return Some(slot);
+        let free = u64::from(back & (back - 1));
+        let new = [(pair[0] & !FRESH | free) + ONE_TAKEN, pair[1]];
+        // A hook may just be being told of them: whoever marks an area under its eyes has seen the sign, and so is it seen here.
+        let is_ours = !self.has_sign(WATCHED)
+            // SAFETY: as in `collect_shared`.
+            && unsafe { seat.replace_pair_gated(at, pair, new, &caches.gate) };
+        if is_ours {
+            let start = run.start(back.trailing_zeros());
+            return Some(self.geometry.window.base + start as usize * GRANULE_BYTES);
         }
-        // The caller is on another CPU by now: as it was.
-        for slot in (0..run.slots()).filter(|slot| free >> slot & 1 != 0) {
-            map.end_area(base + slot * len);
+        // Somebody has closed the run, or was quicker, or the caller is on another CPU by now: as it was.
+        for slot in (0..slots).filter(|slot| back >> slot & 1 != 0) {
+            let start = run.start(slot);
+            let (place, granule) = self.place_of(start);
+            if self.places.mark(place, granule) && !caches.cells.note_marked(start, run) {
+                self.places.note(place, granule);
+            }
         }
         None
+    }
+
+    /// How many areas of a run are marked as freed.
+    fn freed_in(&self, run: Run) -> u32 {
+        let (place, granule) = self.place_of(run.base());
+        let len = run.class().len();
+        self.places
+            .count_freed_among(place, granule, len, run.slots())
     }
 
     /// Gives the areas back that are free in a run that has been closed.
@@ -385,22 +415,18 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     }
 
     /// How many areas of a run nobody has: those that are free in it, and those that other CPUs have freed.
-    pub(super) fn idle_in(&self, state: &State, run: Run, slots: u64) -> u32 {
-        let Some((chunk, base, _)) = self.chunk_of(state, run) else {
-            return 0;
-        };
-        let len = run.class().len();
-        let freed = state.body(chunk).map.freed_among(base, len, run.slots());
+    pub(super) fn idle_in(&self, run: Run, slots: u64) -> u32 {
         // The word may be of another run by now.
         let all = u32::MAX >> (u32::BITS - run.slots());
-        ((slots as u32 | freed) & all).count_ones()
+        let idle = (slots as u32 & all).count_ones() + self.freed_in(run);
+        idle.min(run.slots())
     }
 
     /// Takes out of the counters what is free in runs, and counts what runs have handed out.
-    pub(super) fn settle_counters(&self, state: &State, stats: &mut crate::stats::Stats) {
+    pub(super) fn settle_counters(&self, stats: &mut crate::stats::Stats) {
         self.for_each_run(|run, slots| {
             let bytes = run.class().len() as usize * GRANULE_BYTES;
-            stats.leave_out(self.idle_in(state, run, slots).into(), bytes);
+            stats.leave_out(self.idle_in(run, slots).into(), bytes);
             stats.count_taken(slots, bytes);
         });
         self.count_stashes(stats);

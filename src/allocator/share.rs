@@ -17,7 +17,6 @@
 use lock_api::RawMutex;
 
 use super::runs::Caches;
-use super::state::State;
 use super::{PerCpuAllocator, WATCHED};
 use crate::backing::Backing;
 use crate::cache::{Run, Seat};
@@ -68,12 +67,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// Whose a run of the class is going to be after one that is used up: the next one, or the same when it has got its areas
     /// back. Where nobody has freed anything, as it was.
-    pub(super) fn sharing_after(&self, caches: &Caches, state: &State, run: Run) -> Sharing {
+    pub(super) fn sharing_after(&self, caches: &Caches, run: Run) -> Sharing {
         if !caches.cells.is_shared(run) {
             return Sharing::Own;
         }
         let is_foreign = caches.cells.take_foreign(run);
-        match is_foreign || self.idle_in(state, run, 0) == 0 {
+        match is_foreign || self.idle_in(run, 0) == 0 {
             true => Sharing::Shared,
             false => Sharing::Own,
         }

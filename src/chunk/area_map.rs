@@ -384,12 +384,6 @@ impl AreaMap {
         self.marks.next_freed_page(pages)
     }
 
-    /// Marks the live area that starts at `start` as freed; false if there is none.
-    #[inline]
-    pub(crate) fn end_area(&self, start: u32) -> bool {
-        self.marks.end(start)
-    }
-
     /// Makes the freed area of `len` granules that starts at `start` live again; false if there is none.
     pub(crate) fn reuse(&self, start: u32, len: u32) -> bool {
         self.marks.reuse(start, len)
@@ -399,12 +393,6 @@ impl AreaMap {
     #[inline]
     pub(crate) fn is_freed(&self, granule: u32) -> bool {
         granule < self.end() && self.marks.at(granule) == (false, true)
-    }
-
-    /// Which of so many areas of `len` granules, one behind the other, are freed: bit `i` is area `i`.
-    #[inline]
-    pub(crate) fn freed_among(&self, start: u32, len: u32, count: u32) -> u32 {
-        self.marks.freed_among(start, len, count)
     }
 
     /// The granules of the area that starts at `start`.

@@ -514,7 +514,7 @@ fn a_sweep_frees_what_was_freed_and_is_not_kept() {
             map.take(at, len);
             let is_freed = next(3) > 0;
             if is_freed {
-                assert!(map.end_area(at));
+                assert!(map.marks.end(at));
                 map.marks.note_page_of(at);
             }
             match is_freed && !(keeps && at % 2 == 1) {
@@ -533,5 +533,46 @@ fn a_sweep_frees_what_was_freed_and_is_not_kept() {
         for area in left {
             assert_eq!(map.marks.area_end(area.start), area.end, "seed {seed}");
         }
+    }
+}
+
+/// Of areas one behind the other, those that are freed are counted, and made live again, whatever words they lie in.
+#[test]
+fn freed_areas_are_made_live_again_all_at_once() {
+    for len in [1, 2, 3, 7, 16, 31, 32, 33, 64, 100] {
+        for (start, seed) in [
+            (0, 0x5a5a_1234_u32),
+            (13, 0x8000_0001),
+            (31, u32::MAX),
+            (5, 0),
+        ] {
+            let count = ((1024 - start) / len).min(32);
+            let mut map = map_of(4, 256, 0..1024);
+            let area = |slot: u32| start + slot * len;
+            (0..count).for_each(|slot| _ = map.take(area(slot), len));
+            let all = u32::MAX >> (32 - count);
+            let freed = seed.rotate_left(len) & all;
+            (0..count)
+                .filter(|slot| freed >> slot & 1 != 0)
+                .for_each(|slot| assert!(map.marks.end(area(slot))));
+            let counted = map.marks.count_freed_among(start, len, count);
+            assert_eq!(counted, freed.count_ones(), "{len} {start}");
+            assert_eq!(map.marks.reuse_among(start, len, count), freed);
+            assert_eq!(map.marks.count_freed_among(start, len, count), 0);
+            assert_eq!(map.marks.reuse_among(start, len, count), 0);
+            for slot in 0..count {
+                assert!(
+                    map.marks
+                        .live_len(area(slot))
+                        .is_some_and(|(found, _)| found == len)
+                );
+            }
+            map.check();
+        }
+    }
+    let map = map_of(4, 256, 0..1024);
+    for beyond in [1023, 1024, u32::MAX] {
+        assert_eq!(map.marks.count_freed_among(beyond, 64, 32), 0);
+        assert_eq!(map.marks.reuse_among(beyond, 64, 32), 0);
     }
 }

@@ -116,6 +116,22 @@ fn reuse_anew(word: &AtomicU64, at: u32, len: u32) -> bool {
     false
 }
 
+/// Makes the freed areas that start at some granules of a word live again, all at once; which they are.
+fn reuse_heads(word: &AtomicU64, heads: u32) -> u32 {
+    let mut found = word.load(Ordering::Acquire);
+    loop {
+        let back = freed(found) & heads;
+        if back == 0 {
+            return 0;
+        }
+        let live = found | u64::from(back);
+        match word.compare_exchange(found, live, Ordering::SeqCst, Ordering::Acquire) {
+            Ok(_) => return back,
+            Err(now) => found = now,
+        }
+    }
+}
+
 /// What two words say of 64 granules.
 #[inline]
 fn joined(words: &[AtomicU64], index: usize, what: impl Fn(u64) -> u32) -> u64 {
@@ -282,6 +298,21 @@ impl Marks {
             let exchanged = word.compare_exchange(found, live, Ordering::SeqCst, Ordering::Relaxed);
             exchanged.is_ok() || reuse_anew(word, at, len)
         }
+    }
+
+    /// Makes those of so many areas of `len` granules, one behind the other, live again that are freed, without the lock: bit `i` is
+    /// area `i`. Whoever finds later that they are no such areas any more frees what is live then.
+    pub(super) fn reuse_among(&self, start: u32, len: u32, count: u32) -> u32 {
+        let mut live = 0;
+        for (word, heads, first) in self.heads_among(start, len, count) {
+            let mut back = reuse_heads(word, heads);
+            while back != 0 {
+                let before = heads & (back & back.wrapping_neg()).wrapping_sub(1);
+                live |= 1 << (first + before.count_ones());
+                back &= back - 1;
+            }
+        }
+        live
     }
 
     /// [`reuse`](Self::reuse) of an area that reaches the end of its first word.
@@ -464,19 +495,30 @@ impl Marks {
         wrong
     }
 
-    /// Which of so many areas of `len` granules, one behind the other, are freed: bit `i` is area `i`.
-    #[inline]
-    pub(super) fn freed_among(&self, start: u32, len: u32, count: u32) -> u32 {
-        let (mut index, mut here, mut found) = (usize::MAX, 0, 0);
-        for area in 0..count {
-            let (word, at) = locate(start + area * len);
-            if word != index {
-                index = word;
-                here = freed(self.words[word].load(Ordering::Acquire));
-            }
-            found |= (here >> at & 1) << area;
-        }
-        found
+    /// How many of so many areas of `len` granules, one behind the other, are freed.
+    pub(super) fn count_freed_among(&self, start: u32, len: u32, count: u32) -> u32 {
+        self.heads_among(start, len, count)
+            .map(|(word, heads, _)| (freed(word.load(Ordering::Acquire)) & heads).count_ones())
+            .sum()
+    }
+
+    /// The words that so many areas of `len` granules start in, one behind the other, where in each, and which area is its first.
+    fn heads_among(
+        &self,
+        start: u32,
+        len: u32,
+        count: u32,
+    ) -> impl Iterator<Item = (&AtomicU64, u32, u32)> {
+        let mut area = 0;
+        core::iter::from_fn(move || {
+            let (index, at) = locate(start.wrapping_add(area * len));
+            // None is behind the last word: whoever asks without the lock may ask for what has gone.
+            let word = self.words.get(index).filter(|_| area < count)?;
+            let (first, here) = (area, (GRANULES - at).div_ceil(len).min(count - area));
+            area += here;
+            let heads = EVERY[len.min(GRANULES) as usize] & some(0..((here - 1) * len + 1));
+            Some((word, heads << at, first))
+        })
     }
 
     /// Marks what an area has in the words behind its first as free, which is free there already.

@@ -12,7 +12,7 @@ fn the_hook_is_told_of_all_areas_in_order() {
     let pcpu = with_caches(&small_machine(3));
     pcpu.set_event_hook(Some(&HOOK));
     let seats: Vec<_> = (0..3)
-        .map(|cpu| Watched::new(seat(&pcpu, cpu), || ()))
+        .map(|cpu| Watched::new(seat(&pcpu, cpu), |_| ()))
         .collect();
     let mut numbers = fastrand::Rng::with_seed(5);
     let mut live = Live::new();

@@ -152,7 +152,7 @@ fn a_cpu_that_comes_late_has_a_cache() {
             }
         }
 
-        let absent = Watched::new(seat(&pcpu, 3), || ());
+        let absent = Watched::new(seat(&pcpu, 3), |_| ());
         live.extend(allocate(&pcpu, &absent, 3));
         assert_eq!(absent.taken(), 0, "a CPU without memory has no runs");
         pcpu.bring_up(late).unwrap();
@@ -164,7 +164,7 @@ fn a_cpu_that_comes_late_has_a_cache() {
         let again = pcpu.allocate_at(&first, &other).unwrap();
         assert_zero(&pcpu, (again, 32), late);
 
-        let here = Watched::new(seat(&pcpu, 3), || ());
+        let here = Watched::new(seat(&pcpu, 3), |_| ());
         let mine = allocate(&pcpu, &here, 2 * SLOTS);
         assert!(here.taken() >= SLOTS as u64, "it has runs of its own");
         // Reused: put by their own CPU, and collected from others.

@@ -63,22 +63,31 @@ fn items(
     found
 }
 
-/// A seat that counts how many areas were taken out of runs and how often it changed another CPU's run, and acts before it
-/// puts an area back.
+/// What a [`Watched`] seat is about to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// To take an area out of a run.
+    Take,
+    /// To put one back.
+    Put,
+}
+
+/// A seat that counts how many areas were taken out of runs and how often it changed another CPU's run, and acts before some of
+/// its steps.
 pub struct Watched<F> {
     seat: LockedSeat,
     taken: Cell<u64>,
     changed: Cell<u64>,
-    before_put: F,
+    before: F,
 }
 
-impl<F: Fn()> Watched<F> {
-    pub fn new(seat: LockedSeat, before_put: F) -> Self {
+impl<F: Fn(Step)> Watched<F> {
+    pub fn new(seat: LockedSeat, before: F) -> Self {
         Self {
             seat,
             taken: Cell::new(0),
             changed: Cell::new(0),
-            before_put,
+            before,
         }
     }
 
@@ -94,7 +103,7 @@ impl<F: Fn()> Watched<F> {
 }
 
 // SAFETY: each operation is that of the seat inside.
-unsafe impl<F: Fn()> Seat for Watched<F> {
+unsafe impl<F: Fn(Step)> Seat for Watched<F> {
     fn cpu(&self) -> CpuId {
         self.seat.cpu()
     }
@@ -106,6 +115,7 @@ unsafe impl<F: Fn()> Seat for Watched<F> {
         class_mask: u64,
         gate: &AtomicU32,
     ) -> Option<Pair> {
+        (self.before)(Step::Take);
         // SAFETY: the promise of the caller.
         let taken = unsafe { self.seat.take_slot(at, class, class_mask, gate) };
         self.taken
@@ -114,7 +124,7 @@ unsafe impl<F: Fn()> Seat for Watched<F> {
     }
 
     unsafe fn put_slot(&self, at: usize, run: u64, slot: u64, gate: &AtomicU32) -> Put {
-        (self.before_put)();
+        (self.before)(Step::Put);
         // SAFETY: the promise of the caller.
         unsafe { self.seat.put_slot(at, run, slot, gate) }
     }

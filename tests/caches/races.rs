@@ -3,14 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use pcpu::backing::sim::SimAllocator;
 use pcpu::stats::{Event, EventHook};
-use pcpu::{FreeError, FreeFlags};
+use pcpu::{AllocError, AllocFlags, FreeError, FreeFlags};
 
 use crate::free::FreeArea;
-use crate::machine::{REQUEST, SLOTS, Watched, free_at, seat, with_caches};
+use crate::machine::{REQUEST, SLOTS, Step, Watched, free_at, seat, with_caches};
 use crate::small::small_machine;
 
 /// Allocates so many areas on a CPU, none of which may be one of `live`.
@@ -29,7 +30,8 @@ fn freed_by_another_cpu_on_the_way_into_the_run() {
     let mut live = BTreeSet::new();
     allocate(&pcpu, 0, SLOTS, &mut live);
     let &freed = live.first().unwrap();
-    let owner = Watched::new(seat(&pcpu, 0), || {
+    let owner = Watched::new(seat(&pcpu, 0), |step| {
+        assert_eq!(step, Step::Put);
         assert_eq!(free_at(&pcpu, &other, freed), Ok(()));
     });
     live.remove(&freed);
@@ -77,7 +79,8 @@ fn put_by_its_cpu_when_another_has_marked_it() {
             begin.wait();
             pcpu.free_area(freed, FreeFlags::empty())
         });
-        let owner = Watched::new(seat(pcpu, 0), || {
+        let owner = Watched::new(seat(pcpu, 0), |step| {
+            assert_eq!(step, Step::Put);
             pcpu.set_event_hook(Some(&BetweenMarkAndLook));
             begin.wait();
             MARKED.wait();
@@ -100,6 +103,60 @@ fn put_by_its_cpu_when_another_has_marked_it() {
         assert_eq!(free_at(pcpu, &seat(pcpu, 0), address), Ok(()));
     }
     assert_eq!((pcpu.stats().live, pcpu.stats().late_errors), (0, 1));
+}
+
+/// Frees that [`HoldsTheLast`] is told of.
+const TOLD: u32 = 5;
+
+static FREED: AtomicU32 = AtomicU32::new(0);
+static LAST_IS_MARKED: Barrier = Barrier::new(2);
+static REQUEST_IS_OVER: Barrier = Barrier::new(2);
+
+/// Holds up who frees the last of some areas, when that is marked, until another's request is over.
+struct HoldsTheLast;
+
+impl EventHook for HoldsTheLast {
+    fn event(&self, event: &Event) {
+        if let Event::Free { .. } = event
+            && FREED.fetch_add(1, Ordering::Relaxed) + 1 == TOLD
+        {
+            LAST_IS_MARKED.wait();
+            REQUEST_IS_OVER.wait();
+        }
+    }
+}
+
+/// A request that began before there was a hook is not given an area of its run that the hook is just being told of.
+#[test]
+fn an_area_stays_freed_until_the_hook_has_been_told() {
+    let pcpu = &with_caches(&small_machine(2));
+    let other = seat(pcpu, 1);
+    let mut live = BTreeSet::new();
+    allocate(pcpu, 0, SLOTS, &mut live);
+    // The run is shared from now on.
+    free_at(pcpu, &other, live.pop_first().unwrap()).unwrap();
+    let begun = &Barrier::new(2);
+    let request = REQUEST.with_flags(AllocFlags::TRY);
+    thread::scope(|scope| {
+        let owner = scope.spawn(move || {
+            let owner = Watched::new(seat(pcpu, 0), |_| {
+                begun.wait();
+                LAST_IS_MARKED.wait();
+            });
+            let result = pcpu.allocate_at(&owner, &request);
+            REQUEST_IS_OVER.wait();
+            result
+        });
+        begun.wait();
+        pcpu.set_event_hook(Some(&HoldsTheLast));
+        for _ in 0..TOLD {
+            free_at(pcpu, &other, live.pop_first().unwrap()).unwrap();
+        }
+        assert_eq!(owner.join().unwrap(), Err(AllocError::Busy));
+    });
+    pcpu.set_event_hook(None);
+    assert_eq!(pcpu.stats().live, live.len() as u64);
+    allocate(pcpu, 0, SLOTS, &mut live);
 }
 
 /// Two threads, each on a CPU of its own; neither owns the area, or one of them does.

@@ -9,7 +9,7 @@ use crate::small::small_machine;
 fn neighbours_wait_once() {
     let pcpu = with_caches(&small_machine(2));
     let owner = seat(&pcpu, 0);
-    let other = Watched::new(seat(&pcpu, 1), || ());
+    let other = Watched::new(seat(&pcpu, 1), |_| ());
     for round in 0..20 {
         let areas: Vec<_> = (0..3 * SLOTS)
             .map(|_| pcpu.allocate_at(&owner, &REQUEST).unwrap())
@@ -27,4 +27,26 @@ fn neighbours_wait_once() {
     let misses = pcpu.stats().cache_misses - misses;
     // What is left of the shared run, perhaps once more, and one that is not shared.
     assert!((1..=3).contains(&misses), "{misses}");
+}
+
+/// What others free of a shared run comes back to it without the lock: none of it is a miss.
+#[test]
+fn areas_come_back_without_a_miss() {
+    let pcpu = with_caches(&small_machine(2));
+    let (owner, other) = (seat(&pcpu, 0), seat(&pcpu, 1));
+    let mut misses = None;
+    for _ in 0..20 {
+        let areas: Vec<_> = (0..SLOTS)
+            .map(|_| pcpu.allocate_at(&owner, &REQUEST).unwrap())
+            .collect();
+        for address in areas {
+            free_at(&pcpu, &other, address).unwrap();
+        }
+        // The first round opens the run.
+        let now = pcpu.stats().cache_misses;
+        assert_eq!(*misses.get_or_insert(now), now);
+    }
+    let stats = pcpu.stats();
+    assert_eq!((stats.live, stats.frees), (0, stats.allocs));
+    assert_eq!(stats.allocs, 20 * SLOTS as u64);
 }

@@ -147,6 +147,39 @@ fn freed_by_another_while_the_run_collects() {
     });
 }
 
+/// A run that is used up gets its areas back while another CPU closes all runs: they are handed out, or swept.
+#[test]
+fn collected_while_the_run_is_closed() {
+    explore_run(3, |model, [owner, other], areas| {
+        areas.iter().for_each(|&area| model.free_at(&other, area));
+        let thread = {
+            let (model, other) = (model.clone(), other.clone());
+            thread::spawn(move || model.machine.pcpu.drain(&other))
+        };
+        model.allocate_at(&owner);
+        thread.join().unwrap();
+        model.assert_settled();
+        model.allocate_some_at(&other, 2);
+        model.machine.pcpu.drain(&other);
+    });
+}
+
+/// Two on the run's CPU find it used up at the same moment: each of its areas is handed out once.
+#[test]
+fn collected_by_two_at_once() {
+    explore_run(3, |model, [owner, other], areas| {
+        areas.iter().for_each(|&area| model.free_at(&other, area));
+        let thread = {
+            let (model, owner) = (model.clone(), owner.clone());
+            thread::spawn(move || model.allocate_at(&owner))
+        };
+        model.allocate_at(&owner);
+        thread.join().unwrap();
+        model.assert_settled();
+        model.machine.pcpu.drain(&other);
+    });
+}
+
 /// Another CPU frees while the run is closed: what it marks is swept.
 #[test]
 fn freed_by_another_while_the_run_is_closed() {
