@@ -22,10 +22,11 @@ fn pair(criterion: &mut Criterion) {
     pair_on::<2>(criterion, 256);
 }
 
-/// One area that comes and goes, on a machine of so many CPUs. Nobody writes to it.
+/// One area that comes and goes, on a machine of so many CPUs. Nobody writes to it. Its caches work by LOCKed steps; with the
+/// process's own instance `pcpu bench pair --possible-cpus` does the same.
 fn pair_on<const SLOT: usize>(criterion: &mut Criterion, cpus: u32) {
     Home::<Machine<SLOT>>::with_cpus(cpus).expect("a machine");
-    let mut group = criterion.benchmark_group("pair");
+    let mut group = criterion.benchmark_group("pair-locked");
     let parameter = format!("cpus={cpus} live={LIVE} size={BYTES}");
     let ours = PerCpuAreas::<Machine<SLOT>>::new(Zeroing::Off);
     let _live = Live::new(ours, (0..LIVE).map(|_| BYTES)).expect("there is room");

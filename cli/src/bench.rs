@@ -21,6 +21,7 @@ use crate::print;
 mod add;
 mod churn;
 mod pair;
+mod possible;
 mod rounds;
 mod row;
 
@@ -45,7 +46,7 @@ const ALLOC_ITERS: u32 = 400_000;
 ///
 /// All cases of a benchmark run in turn, round after round; a row tells the median of the rounds, in ns of wall time per
 /// operation of one thread. An allocation and its free are one operation. Counting, and without --cpus all else too, runs
-/// on the process's own instance, which has this machine's CPUs.
+/// on the process's own instance, which has this machine's CPUs, or as many as --possible-cpus says.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
     /// What to measure
@@ -55,6 +56,11 @@ pub struct BenchArgs {
     /// over all of them; add does without
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = count::within(1..=MAX_CPUS))]
     cpus: Option<u32>,
+    /// Measure in a process that is told that the machine may have so many CPUs, as many as it may have at least: its own
+    /// instance has that many, all brought up. It takes a user and a mount namespace, which not every system grants
+    #[arg(long, value_name = "N", allow_hyphen_values = true, conflicts_with = "cpus",
+          value_parser = count::within(1..=possible::MAX_POSSIBLE_CPUS))]
+    possible_cpus: Option<u32>,
     /// Bytes of an area, for pair and threads
     #[arg(long, value_name = "N", default_value = "8", allow_hyphen_values = true,
           value_parser = count::within(1..=MAX_SIZE_BYTES))]
@@ -112,7 +118,11 @@ impl What {
 /// # Errors
 /// One line: an option makes no sense, a request failed, or a case miscounted.
 pub fn run(args: &BenchArgs) -> Result<(), CliError> {
-    let process = Home::of_process()?;
+    let process = match args.possible_cpus {
+        Some(cpus) if !possible::is_inside() => return possible::run_inside(cpus),
+        Some(cpus) => possible::home(cpus)?,
+        None => Home::of_process()?,
+    };
     check_memory(args, args.cpus.unwrap_or(process.cpus))?;
     let rows = match args.cpus {
         Some(cpus) => measure_all(args, &process, &Home::<Machine<0>>::with_cpus(cpus)?)?,

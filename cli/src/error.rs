@@ -1,7 +1,8 @@
 //! How a command ends badly: a message of one line and an exit code.
 //!
-//! Exit code 2 means that what was given makes no sense (an option, a file); 1 means that the work itself failed (a
-//! request, a check). The message never spans lines, whatever stands in a file name.
+//! Exit code 2 means that what was given makes no sense (an option, a file), here at least: what the system refuses to every
+//! program counts too; 1 means that the work itself failed (a request, a check). The message never spans lines, whatever
+//! stands in a file name.
 
 use std::fmt;
 
@@ -14,6 +15,8 @@ pub enum CliError {
     Input(String),
     /// Requests or checks failed: exit code 1.
     Failed(String),
+    /// Another process did the work, and has told what is wrong: its exit code.
+    Told(u8),
 }
 
 impl CliError {
@@ -22,6 +25,7 @@ impl CliError {
         match self {
             Self::Input(_) => 2,
             Self::Failed(_) => 1,
+            Self::Told(code) => *code,
         }
     }
 }
@@ -55,7 +59,10 @@ impl From<clap::Error> for CliError {
 
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Input(message) | Self::Failed(message)) = self;
+        let message = match self {
+            Self::Input(message) | Self::Failed(message) => message,
+            Self::Told(code) => return write!(f, "exit code {code}, told already"),
+        };
         for character in message.chars() {
             if character.is_control() {
                 write!(f, "{}", character.escape_default())?;

@@ -64,6 +64,7 @@ fn main() -> ExitCode {
 fn exit_code(result: Result<(), CliError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(CliError::Told(code)) => ExitCode::from(code),
         Err(error) => {
             // Nothing is left to be done if even that can't be written.
             let _ = writeln!(io::stderr(), "pcpu: {error}");

@@ -73,7 +73,19 @@ impl Home<Global> {
     /// # Errors
     /// [`WorkloadError::Cpu`] if a CPU can't be brought up.
     pub fn of_process() -> Result<Self, WorkloadError> {
-        let cpus = last_allowed_cpu() + 1;
+        Self::up_to(last_allowed_cpu())
+    }
+
+    /// The same with all possible CPUs brought up, also those that nothing runs on.
+    ///
+    /// # Errors
+    /// [`WorkloadError::Cpu`] if a CPU can't be brought up.
+    pub fn of_process_with_all_cpus() -> Result<Self, WorkloadError> {
+        Self::up_to(last_cpu())
+    }
+
+    fn up_to(last: u32) -> Result<Self, WorkloadError> {
+        let cpus = last + 1;
         bring_up(pcpu::global(), cpus)?;
         Ok(Self {
             cpus,
@@ -126,9 +138,13 @@ impl<D: Domain> Home<D> {
     }
 }
 
+/// The last of the process's CPUs: behind it is the unit of stray threads.
+fn last_cpu() -> u32 {
+    pcpu::global::stray_unit().get() - 1
+}
+
 fn last_allowed_cpu() -> u32 {
-    // The last unit is that of stray threads.
-    let last = Global::units().nr_cpu_ids() - 2;
+    let last = last_cpu();
     match rustix::thread::sched_getaffinity(None) {
         Ok(allowed) => (0..=last)
             .rev()
@@ -186,6 +202,15 @@ mod tests {
         assert_eq!(own.stride_bytes(), process.stride_bytes());
         assert_eq!(pcpu.sizes().unit_bytes(), model.sizes().unit_bytes());
         assert!(model.units().materialised().count() >= process.cpus);
+    }
+
+    #[test]
+    fn all_cpus_of_the_process_are_brought_up() {
+        let home = Home::of_process_with_all_cpus().unwrap();
+        let units = Global::units();
+        assert_eq!(home.cpus, units.nr_cpu_ids() - 1);
+        let is_up = |cpu| units.materialised().contains(CpuId::new(cpu));
+        assert!((0..home.cpus).all(is_up));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod demo;
 mod layout;
 mod map;
 mod placements;
+mod possible;
 mod replay;
 
 /// What a run of the program came to.
@@ -42,10 +43,12 @@ impl Run {
 
 /// Runs the program.
 fn pcpu<I: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = I>) -> Run {
-    let output = Command::new(env!("CARGO_BIN_EXE_pcpu"))
-        .args(args)
-        .output()
-        .expect("the program starts");
+    finished(Command::new(env!("CARGO_BIN_EXE_pcpu")).args(args))
+}
+
+/// Runs a command to its end.
+fn finished(command: &mut Command) -> Run {
+    let output = command.output().expect("the program starts");
     Run {
         code: output.status.code().expect("the program is not killed"),
         stdout: String::from_utf8(output.stdout).expect("it writes text"),

@@ -1,6 +1,6 @@
 //! The figures that the `pcpu` program gives.
 
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -11,10 +11,16 @@ use crate::command::{Failure, Program};
 /// The recorded traces.
 pub const TRACES: [&str; 6] = ["bpf", "cg", "fork", "ns", "boot8", "numa32"];
 
-/// What `pcpu bench` measures where restartable sequences make no difference to it or much: by both methods.
+/// What `pcpu bench` measures by both methods: it works on the process's own instance.
 const BY_BOTH: &[&str] = &[
     "pair --no-zero",
     "pair",
+    "pair --no-zero --possible-cpus 16",
+    "pair --no-zero --possible-cpus 64",
+    "pair --no-zero --possible-cpus 256",
+    "pair --possible-cpus 16",
+    "pair --possible-cpus 64",
+    "pair --possible-cpus 256",
     "churn --no-zero --live 100",
     "churn --no-zero --live 1000",
     "churn --no-zero --live 10000",
@@ -28,15 +34,15 @@ const BY_BOTH: &[&str] = &[
 const BY_ONE: &[&str] = &[
     "pair --size 64 --no-zero",
     "pair --size 64",
-    "pair --cpus 16",
-    "pair --cpus 64",
-    "pair --cpus 256",
-    "pair --cpus 64 --size 64",
-    "pair --cpus 256 --size 64",
+    "pair --possible-cpus 64 --size 64",
+    "pair --possible-cpus 256 --size 64",
     "churn --live 10000",
     "churn --live 10000 --cpus 64",
     "churn --live 10000 --cpus 256",
 ];
+
+/// The option that not every system grants, nor a machine with more CPUs.
+const REFUSABLE: &str = "--possible-cpus";
 
 /// Makes a command that takes the method, if it can be had.
 pub fn wishing(mut command: Command, method: Method) -> Command {
@@ -76,7 +82,16 @@ pub fn run(
         // One addition takes no time; fewer of them, and reading the clock does.
         let iters = if *args == "add" { "" } else { iters };
         let command = program.run(&format!("bench {args}{iters} --json"));
-        for row in json(wishing(command, wish))? {
+        let command = wishing(command, wish);
+        let rows = match args.contains(REFUSABLE) {
+            true => json_unless_refused(command)?,
+            false => Some(json(command)?),
+        };
+        let Some(rows) = rows else {
+            println!("left out: pcpu bench {args}");
+            continue;
+        };
+        for row in rows {
             let (subject, case, ns) = of_bench(&row)?;
             samples.add(subject, method, &case, ns);
         }
@@ -132,6 +147,21 @@ fn of_bench(row: &Value) -> Result<(Subject, String, f64), Failure> {
 /// Runs a command that prints a JSON array.
 fn json(mut command: Command) -> Result<Vec<Value>, Failure> {
     let output = command.stderr(Stdio::inherit()).output()?;
+    array(&command, &output)
+}
+
+/// The same for one that the system may refuse: none, if it did. The command has told why.
+fn json_unless_refused(mut command: Command) -> Result<Option<Vec<Value>>, Failure> {
+    /// The program's exit code for what makes no sense here.
+    const REFUSED: i32 = 2;
+    let output = command.stderr(Stdio::inherit()).output()?;
+    match output.status.code() {
+        Some(REFUSED) => Ok(None),
+        _ => array(&command, &output).map(Some),
+    }
+}
+
+fn array(command: &Command, output: &Output) -> Result<Vec<Value>, Failure> {
     if !output.status.success() {
         return Err(format!("{command:?}: {}", output.status).into());
     }
@@ -140,7 +170,10 @@ fn json(mut command: Command) -> Result<Vec<Value>, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::command::root;
 
     #[test]
     fn a_row_of_the_program_is_read() {
@@ -155,5 +188,33 @@ mod tests {
         };
         assert_eq!((subject, case.as_str(), ns), (expected, PCPU, 1.5));
         assert!(of_bench(&Value::Null).is_err());
+    }
+
+    #[test]
+    fn what_the_system_refuses_is_left_out_and_nothing_else() {
+        let shell = |line: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", line]);
+            command
+        };
+        assert_eq!(json_unless_refused(shell("exit 2")).unwrap(), None);
+        let rows = json_unless_refused(shell("echo '[1]'")).unwrap();
+        assert_eq!(rows, Some(vec![Value::from(1)]));
+        for failed in ["exit 1", "kill -9 $$", "echo no JSON"] {
+            assert!(json_unless_refused(shell(failed)).is_err(), "{failed}");
+        }
+        assert!(json(shell("exit 2")).is_err());
+    }
+
+    /// A row of the benchmarks that is called as one of the program's would be a sample of the same figure.
+    #[test]
+    fn pairs_of_another_instance_have_a_row_of_their_own() {
+        let source = fs::read_to_string(root().join("benches/alloc.rs")).unwrap();
+        let groups = source.split("benchmark_group(").skip(1);
+        let groups: Vec<_> = groups.filter_map(|rest| rest.split('"').nth(1)).collect();
+        assert!(groups.contains(&"pair-locked"), "{groups:?}");
+        assert!(!groups.contains(&"pair"), "{groups:?}");
+        let on_another = |args: &&&str| args.starts_with("pair") && args.contains("--cpus");
+        assert_eq!(BY_BOTH.iter().chain(BY_ONE).find(on_another), None);
     }
 }
