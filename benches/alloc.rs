@@ -10,6 +10,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use pcpu::backing::sim;
 use pcpu::{AllocFlags, Domain, Request, drain_caches};
 use pcpu_workloads::areas::{Heap, HeapArea, Live, PerCpuAreas, Source, Zeroing, pairs};
+use pcpu_workloads::dirty::{AT_ONCE, DirtyPairs};
 use pcpu_workloads::home::{Home, Machine};
 use pcpu_workloads::stores::Stores;
 
@@ -47,38 +48,18 @@ fn dirty(criterion: &mut Criterion) {
 }
 
 /// Areas whose copies are written to on all CPUs before they are freed, outside the clock: what is handed out again has to
-/// be zeroed.
+/// be zeroed. By LOCKed steps; `pcpu bench dirty` does the same with the process's own instance.
 fn dirty_on<const SLOT: usize>(criterion: &mut Criterion, cpus: u32) {
-    const AREAS: usize = 32;
     let home = Home::<Machine<SLOT>>::with_cpus(cpus).expect("a machine");
-    let mut group = criterion.benchmark_group("pair-dirty");
+    let mut group = criterion.benchmark_group("pair-dirty-locked");
     let parameter = format!("cpus={cpus} live={LIVE} size={BYTES} zeroed");
     let ours = PerCpuAreas::<Machine<SLOT>>::new(Zeroing::On);
-    let kind = ours.kind(BYTES);
     let _live = Live::new(ours, (0..LIVE).map(|_| BYTES)).expect("there is room");
+    let mut pairs = DirtyPairs::new(home, BYTES, Zeroing::On);
     group.bench_function(BenchmarkId::new("pcpu", &parameter), |bencher| {
-        bencher.iter_custom(|iters| {
-            let mut areas = Vec::with_capacity(AREAS);
-            let (mut time, mut left) = (Duration::ZERO, iters);
-            while left > 0 {
-                let now = left.min(AREAS as u64);
-                time += timed(|| {
-                    areas.extend((0..now).map(|_| ours.allocate(&kind).expect("there is room")));
-                });
-                for &area in &areas {
-                    for cpu in 0..cpus {
-                        let copy = home.copy(area, cpu).expect("a possible CPU");
-                        // SAFETY: the area is live, and nobody else uses it.
-                        unsafe { copy.write_volatile(!0) };
-                    }
-                }
-                time += timed(|| free_all(ours, &mut areas));
-                left -= now;
-            }
-            time
-        });
+        bencher.iter_custom(|iters| pairs.run(iters).expect("there is room"));
     });
-    let mut stores = Stores::new(&home, AREAS, BYTES).expect("there is room");
+    let mut stores = Stores::new(&home, AT_ONCE, BYTES).expect("there is room");
     group.bench_function(BenchmarkId::new("bare-loop", &parameter), |bencher| {
         bencher.iter_custom(|iters| timed(|| stores.store(iters)));
     });

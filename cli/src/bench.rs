@@ -61,7 +61,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", allow_hyphen_values = true, conflicts_with = "cpus",
           value_parser = count::within(1..=possible::MAX_POSSIBLE_CPUS))]
     possible_cpus: Option<u32>,
-    /// Bytes of an area, for pair and threads
+    /// Bytes of an area, for pair, dirty and threads
     #[arg(long, value_name = "N", default_value = "8", allow_hyphen_values = true,
           value_parser = count::within(1..=MAX_SIZE_BYTES))]
     size: u32,
@@ -89,6 +89,8 @@ pub struct BenchArgs {
 enum What {
     /// Allocate an area and free it, with 100 others live
     Pair,
+    /// The same 32 at a time, whose copies are all written to before they are freed
+    Dirty,
     /// Replace random ones of many live areas of mixed sizes
     Churn,
     /// Pairs on one thread and on two at once
@@ -106,6 +108,7 @@ impl What {
         match self {
             Self::All => true,
             Self::Pair => bench == Bench::Pair,
+            Self::Dirty => bench == Bench::PairDirty,
             Self::Churn => bench == Bench::Churn,
             Self::Threads => bench == Bench::Threads,
             Self::Add => matches!(bench, Bench::AddHot | Bench::Add8),
@@ -174,7 +177,7 @@ fn measure<D: Domain>(
     let bytes = args.size as usize;
     let mut row = Row::of(bench, home.cpus, zeroing);
     match bench {
-        Bench::Pair | Bench::Threads => {
+        Bench::Pair | Bench::PairDirty | Bench::Threads => {
             row.size = Some(args.size);
             row.live = pair::LIVE;
         }
@@ -187,11 +190,12 @@ fn measure<D: Domain>(
     }
     let iters = args.iters.unwrap_or(match bench {
         Bench::AddHot | Bench::Add8 => ADD_ITERS,
-        Bench::Pair | Bench::Churn | Bench::Threads => ALLOC_ITERS,
+        Bench::Pair | Bench::PairDirty | Bench::Churn | Bench::Threads => ALLOC_ITERS,
     });
     let iters_per_round = u64::from(iters).div_ceil(ROUNDS as u64);
     let mut cases: Vec<Box<dyn Case>> = match bench {
         Bench::Pair => pair::cases(home, bytes, zeroing)?,
+        Bench::PairDirty => pair::dirty_cases(home, bytes, zeroing)?,
         Bench::Churn => churn::cases::<D>(args.live, zeroing)?,
         Bench::Threads => pair::threaded_cases::<D>(bytes, zeroing)?,
         Bench::AddHot => add::cases(add::Order::Hot)?,

@@ -5,11 +5,12 @@
 //! | [`home`] | instances of any number of CPUs, beside that of the process |
 //! | [`areas`] | where areas come from: an instance, or libc's heap |
 //! | [`churn`] | many live areas of mixed sizes |
+//! | [`dirty`] | areas whose copies are all written to |
 //! | [`exchange`] | areas that are freed on another CPU |
 //! | [`stores`] | the bare loop over all CPUs' copies |
 //! | [`together`] | threads that work at once, each on its CPU |
 //!
-//! Nothing here keeps a clock but [`together`], and nothing knows of a figure.
+//! Only [`together`] and [`dirty`] keep a clock, and nothing knows of a figure.
 
 use std::fmt;
 
@@ -17,6 +18,7 @@ use pcpu::{AllocError, CpuError, FreeError};
 
 pub mod areas;
 pub mod churn;
+pub mod dirty;
 pub mod exchange;
 pub mod home;
 pub mod stores;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pcpu::Domain;
 use pcpu_workloads::areas::{Heap, Live, PerCpuAreas, Source, Zeroing, pairs};
+use pcpu_workloads::dirty::{AT_ONCE, DirtyPairs};
 use pcpu_workloads::home::Home;
 use pcpu_workloads::stores::Stores;
 use pcpu_workloads::together;
@@ -30,6 +31,25 @@ pub fn cases<D: Domain>(
     ];
     if zeroing == Zeroing::On {
         cases.push(Box::new(BareLoop(Stores::new(home, 1, bytes)?)));
+    }
+    Ok(cases)
+}
+
+/// The cases on one thread where all copies are written to between an allocation and its free.
+///
+/// # Errors
+/// One line, if there is no memory.
+pub fn dirty_cases<D: Domain>(
+    home: &Home<D>,
+    bytes: usize,
+    zeroing: Zeroing,
+) -> Result<Vec<Box<dyn Case>>, CliError> {
+    let mut cases: Vec<Box<dyn Case>> = vec![Box::new(Dirty {
+        pairs: DirtyPairs::new(*home, bytes, zeroing),
+        _live: live(PerCpuAreas::<D>::new(zeroing), bytes)?,
+    })];
+    if zeroing == Zeroing::On {
+        cases.push(Box::new(BareLoop(Stores::new(home, AT_ONCE, bytes)?)));
     }
     Ok(cases)
 }
@@ -65,7 +85,7 @@ impl<S: Source> Pairs<S> {
             source,
             bytes,
             threads,
-            _live: Live::new(source, (0..LIVE).map(|_| bytes))?,
+            _live: live(source, bytes)?,
         })
     }
 }
@@ -82,6 +102,27 @@ impl<S: Source> Case for Pairs<S> {
     fn run(&mut self, iters: u64) -> Result<Duration, CliError> {
         let (source, bytes) = (self.source, self.bytes);
         Ok(together::run(self.threads, || pairs(source, bytes, iters))?)
+    }
+}
+
+/// Areas that are live beside those that come and go.
+fn live<S: Source>(source: S, bytes: usize) -> Result<Live<S>, CliError> {
+    Ok(Live::new(source, (0..LIVE).map(|_| bytes))?)
+}
+
+/// Pairs of ours that are written to in between.
+struct Dirty<D: Domain> {
+    pairs: DirtyPairs<D>,
+    _live: Live<PerCpuAreas<D>>,
+}
+
+impl<D: Domain> Case for Dirty<D> {
+    fn name(&self) -> &'static str {
+        PerCpuAreas::<D>::NAME
+    }
+
+    fn run(&mut self, iters: u64) -> Result<Duration, CliError> {
+        Ok(self.pairs.run(iters)?)
     }
 }
 

@@ -16,6 +16,8 @@ pub const PCPU: &str = PerCpuAreas::<Global>::NAME;
 pub enum Bench {
     /// An area allocated and freed.
     Pair,
+    /// Areas that all CPUs' copies of are written to.
+    PairDirty,
     /// A random live area replaced.
     Churn,
     /// Pairs on several threads.
@@ -28,8 +30,9 @@ pub enum Bench {
 
 impl Bench {
     /// All of them, in the order of the rows.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Pair,
+        Self::PairDirty,
         Self::Churn,
         Self::Threads,
         Self::AddHot,
@@ -40,6 +43,7 @@ impl Bench {
     pub fn name(self) -> &'static str {
         match self {
             Self::Pair => "pair",
+            Self::PairDirty => "pair-dirty",
             Self::Churn => "churn",
             Self::Threads => "threads",
             Self::AddHot => "add-hot",

@@ -60,9 +60,10 @@ fn all_has_every_row() {
     let rows = rows("--iters 1809");
     let mut benches: Vec<_> = rows.iter().map(|row| row["bench"].as_str()).collect();
     benches.dedup();
-    let all = ["pair", "churn", "threads", "add-hot", "add-8"];
+    let all = ["pair", "pair-dirty", "churn", "threads", "add-hot", "add-8"];
     assert_eq!(benches, all.map(Some));
     assert_eq!(cases(&rows, "pair"), ["pcpu", "malloc+free", "bare-loop"]);
+    assert_eq!(cases(&rows, "pair-dirty"), ["pcpu", "bare-loop"]);
     assert_eq!(cases(&rows, "churn"), ["pcpu", "malloc+free"]);
     let threads = ["pcpu", "malloc+free", "pcpu", "malloc+free"];
     assert_eq!(cases(&rows, "threads"), threads);
@@ -82,6 +83,7 @@ fn all_has_every_row() {
 fn each_can_be_had_alone() {
     for (what, benches) in [
         ("pair", &["pair"][..]),
+        ("dirty --cpus 3", &["pair-dirty"]),
         ("churn --live 10", &["churn"]),
         ("threads", &["threads"]),
         ("add", &["add-hot", "add-8"]),
@@ -111,6 +113,9 @@ fn rows_say_what_was_asked_for() {
             .iter()
             .all(|row| is(row, [5.into(), 100.into(), 100.into(), false.into()]))
     );
+    let dirty = rows("dirty --size 24 --no-zero --iters 10");
+    assert_eq!(cases(&dirty, "pair-dirty"), ["pcpu"]);
+    assert!(dirty.iter().all(|row| row["size"] == 24));
     let churn = rows("churn --cpus 3 --live 7 --iters 10000");
     assert!(
         churn

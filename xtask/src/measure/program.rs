@@ -21,6 +21,10 @@ const BY_BOTH: &[&str] = &[
     "pair --possible-cpus 16",
     "pair --possible-cpus 64",
     "pair --possible-cpus 256",
+    "dirty",
+    "dirty --possible-cpus 16",
+    "dirty --possible-cpus 64",
+    "dirty --possible-cpus 256",
     "churn --no-zero --live 100",
     "churn --no-zero --live 1000",
     "churn --no-zero --live 10000",
@@ -212,9 +216,15 @@ mod tests {
         let source = fs::read_to_string(root().join("benches/alloc.rs")).unwrap();
         let groups = source.split("benchmark_group(").skip(1);
         let groups: Vec<_> = groups.filter_map(|rest| rest.split('"').nth(1)).collect();
-        assert!(groups.contains(&"pair-locked"), "{groups:?}");
-        assert!(!groups.contains(&"pair"), "{groups:?}");
-        let on_another = |args: &&&str| args.starts_with("pair") && args.contains("--cpus");
+        for row in ["pair", "pair-dirty"] {
+            assert!(
+                groups.contains(&format!("{row}-locked").as_str()),
+                "{groups:?}"
+            );
+            assert!(!groups.contains(&row), "{groups:?}");
+        }
+        let is_pair = |args: &str| args.starts_with("pair") || args.starts_with("dirty");
+        let on_another = |args: &&&str| is_pair(args) && args.contains("--cpus");
         assert_eq!(BY_BOTH.iter().chain(BY_ONE).find(on_another), None);
     }
 }
