@@ -266,6 +266,7 @@ impl Run {
     #[inline]
     pub(crate) fn slot_at(self, granule: u32) -> Option<u32> {
         let len = self.class().len();
+        debug_assert!(len > 0, "of an open run");
         let from_base = granule.wrapping_sub(self.base());
         // Right where the quotient is whole and small; never below it.
         let scaled = u64::from(from_base) * u64::from(RECIPROCALS[len as usize]);

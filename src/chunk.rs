@@ -211,13 +211,12 @@ impl Chunk {
         self.marks.reuse(self.in_map(granule), len)
     }
 
-    /// How many of so many areas of `len` granules, one behind the other from `granule` of the unit on, are freed.
-    pub(crate) fn count_freed_among(&self, granule: u32, len: u32, count: u32) -> u32 {
-        self.marks
-            .count_freed_among(self.in_map(granule), len, count)
+    /// Which of so many areas of `len` granules, one behind the other from `granule` of the unit on, are freed: bit `i` is area `i`.
+    pub(crate) fn freed_among(&self, granule: u32, len: u32, count: u32) -> u32 {
+        self.marks.freed_among(self.in_map(granule), len, count)
     }
 
-    /// Makes those of them live again: bit `i` is area `i`.
+    /// Makes those of them live again; which they are.
     pub(crate) fn reuse_among(&self, granule: u32, len: u32, count: u32) -> u32 {
         self.marks.reuse_among(self.in_map(granule), len, count)
     }

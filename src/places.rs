@@ -186,15 +186,14 @@ impl Places {
             .is_some_and(|found| found.chunk().reuse(granule, len))
     }
 
-    /// How many of so many areas of `len` granules, one behind the other from `granule` of the unit in the chunk at `at` on, are
-    /// freed.
-    pub(crate) fn count_freed_among(&self, at: u32, granule: u32, len: u32, count: u32) -> u32 {
-        self.chunk(at).map_or(0, |found| {
-            found.chunk().count_freed_among(granule, len, count)
-        })
+    /// Which of so many areas of `len` granules, one behind the other from `granule` of the unit in the chunk at `at` on, are freed:
+    /// bit `i` is area `i`.
+    pub(crate) fn freed_among(&self, at: u32, granule: u32, len: u32, count: u32) -> u32 {
+        self.chunk(at)
+            .map_or(0, |found| found.chunk().freed_among(granule, len, count))
     }
 
-    /// Makes those of them live again, without the lock: bit `i` is area `i`.
+    /// Makes those of them live again; which they are.
     pub(crate) fn reuse_among(&self, at: u32, granule: u32, len: u32, count: u32) -> u32 {
         self.chunk(at)
             .map_or(0, |found| found.chunk().reuse_among(granule, len, count))

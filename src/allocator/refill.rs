@@ -43,16 +43,15 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             let Some(caches) = &self.caches else {
                 return self.serve(request, granules, align);
             };
-            if let Some((_, class)) = self.caches_for(request)
-                && let Some(address) = self.collect_shared(caches, seat, request, class)
-            {
-                return Ok(self.hand_out_cached(request, address, class, false));
-            }
             let mut state = self
                 .lock(request.flags.contains(AllocFlags::TRY))
                 .ok_or(AllocError::Busy)?;
             state.stats.cache_misses += 1;
             if let Some((_, class)) = self.caches_for(request) {
+                if let Some(address) = self.collect_shared(caches, seat, request, class) {
+                    drop(state);
+                    return Ok(self.hand_out_cached(request, address, class, false));
+                }
                 self.settle_stash(caches, seat, &mut state, class);
                 self.close_unused(caches, seat, &mut state);
                 loop {
@@ -127,6 +126,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
                 }
                 sharing = self.sharing_after(caches, run);
                 if sharing == Sharing::Shared
+                    && self.is_worth_collecting(run)
                     && let Some(address) = self.collect(caches, seat, (at, pair))
                 {
                     drop(state);

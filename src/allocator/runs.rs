@@ -1,5 +1,5 @@
 //! What the holder of the lock does for the per-CPU caches: sets them up, closes runs ([`refill`](super::refill) opens them), and
-//! looks into those of other CPUs. And what is done with runs that others free areas of, by anybody.
+//! looks into those of other CPUs.
 //!
 //! A run's areas are live areas of their chunk, taken at one go. When the run is closed, those that are free in it go back to
 //! the chunk; the others stay what they are, areas that are freed by their marks. An area of a run that another CPU frees is
@@ -12,7 +12,6 @@ use core::ptr::NonNull;
 
 use lock_api::RawMutex;
 
-use super::share::Sharing;
 use super::state::{CacheView, State, Taken};
 use super::{PerCpuAllocator, WATCHED};
 use crate::backing::{Backing, BackingError, Context};
@@ -245,6 +244,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         };
         let body = state.body(chunk);
         let granule = body.granule(offset);
+        // Runs get areas back with the lock held.
         let is_both =
             self.is_free_in(caches, run, slot) && body.map.reuse(granule, run.class().len());
         match is_both {
@@ -265,7 +265,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
     }
 
-    /// An area of the current CPU's run if that is used up and gets areas back that other CPUs have freed, without the lock.
+    /// An area of the current CPU's run if that is a shared one, used up, and gets areas back that other CPUs have freed: for the
+    /// holder of the lock, before it looks at anything else.
     pub(super) fn collect_shared(
         &self,
         caches: &Caches,
@@ -277,17 +278,19 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         // SAFETY: the table lives on every CPU, and its pairs are changed by a seat's operations with this gate only.
         let pair = unsafe { seat.peek_pair(at)? };
         let run = Run::from_bits(pair[1]);
-        // Of those that only the cells know to be shared, the holder of the lock gets areas back.
+        // Those that only the cells know to be shared come later.
         let is_used_up = run.class() == class && pair[0] & (FULL | MAP) == 0;
-        let may_collect = is_used_up && run.is_shared() && self.freed_in(run) >= WORTH_COLLECTING;
+        let may_collect = is_used_up && run.is_shared() && self.is_worth_collecting(run);
         // A run that is its own CPU's again makes way for one that is not shared.
-        if !may_collect || self.sharing_after(caches, run) == Sharing::Own {
+        if !may_collect || !caches.cells.is_foreign(run) {
             return None;
         }
-        self.collect(caches, seat, (at, pair))
+        let address = self.collect(caches, seat, (at, pair))?;
+        caches.cells.take_foreign(run);
+        Some(address)
     }
 
-    /// Gets back for a run that is used up those of its areas that other CPUs have freed, if they are worth it; one of them is the
+    /// Gets back for a run that is used up those of its areas that other CPUs have freed, with the lock held; one of them is the
     /// caller's.
     pub(super) fn collect(
         &self,
@@ -296,9 +299,6 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         (at, pair): (usize, Pair),
     ) -> Option<usize> {
         let run = Run::from_bits(pair[1]);
-        if self.freed_in(run) < WORTH_COLLECTING {
-            return None;
-        }
         let (place, granule) = self.place_of(run.base());
         let (len, slots) = (run.class().len(), run.slots());
         let back = self.places.reuse_among(place, granule, len, slots);
@@ -307,31 +307,28 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
         let free = u64::from(back & (back - 1));
         let new = [(pair[0] & !FRESH | free) + ONE_TAKEN, pair[1]];
-        // A hook may just be being told of them: whoever marks an area under its eyes has seen the sign, and so is it seen here.
-        let is_ours = !self.has_sign(WATCHED)
-            // SAFETY: as in `collect_shared`.
-            && unsafe { seat.replace_pair_gated(at, pair, new, &caches.gate) };
-        if is_ours {
+        // SAFETY: as in `collect_shared`.
+        if unsafe { seat.replace_pair_gated(at, pair, new, &caches.gate) } {
             let start = run.start(back.trailing_zeros());
             return Some(self.geometry.window.base + start as usize * GRANULE_BYTES);
         }
-        // Somebody has closed the run, or was quicker, or the caller is on another CPU by now: as it was.
+        // The caller is on another CPU by now: as it was.
         for slot in (0..slots).filter(|slot| back >> slot & 1 != 0) {
-            let start = run.start(slot);
-            let (place, granule) = self.place_of(start);
-            if self.places.mark(place, granule) && !caches.cells.note_marked(start, run) {
-                self.places.note(place, granule);
-            }
+            self.places.mark(place, granule + slot * len);
         }
         None
     }
 
-    /// How many areas of a run are marked as freed.
+    /// Whether other CPUs have freed enough areas of a run for it to go on.
+    pub(super) fn is_worth_collecting(&self, run: Run) -> bool {
+        self.freed_in(run).count_ones() >= WORTH_COLLECTING
+    }
+
+    /// Which areas of a run are marked as freed.
     fn freed_in(&self, run: Run) -> u32 {
         let (place, granule) = self.place_of(run.base());
         let len = run.class().len();
-        self.places
-            .count_freed_among(place, granule, len, run.slots())
+        self.places.freed_among(place, granule, len, run.slots())
     }
 
     /// Gives the areas back that are free in a run that has been closed.
@@ -418,8 +415,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     pub(super) fn idle_in(&self, run: Run, slots: u64) -> u32 {
         // The word may be of another run by now.
         let all = u32::MAX >> (u32::BITS - run.slots());
-        let idle = (slots as u32 & all).count_ones() + self.freed_in(run);
-        idle.min(run.slots())
+        // One that is handed out and freed between the two looks is in both.
+        ((slots as u32 | self.freed_in(run)) & all).count_ones()
     }
 
     /// Takes out of the counters what is free in runs, and counts what runs have handed out.

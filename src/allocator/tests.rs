@@ -4,8 +4,9 @@ use std::vec::Vec;
 
 use super::*;
 use crate::backing::sim::{Machine, SimAllocator};
+use crate::cache::LockedSeat;
 use crate::chunk::Membership;
-use crate::request::AllocFlags;
+use crate::request::{AllocFlags, FreeFlags};
 use crate::unit::FirstChunkSpec;
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
@@ -169,4 +170,35 @@ fn zeroing_is_of_the_length_that_it_is_asked_for() {
             assert!(found.iter().enumerate().all(is_right), "{len} bytes");
         }
     }
+}
+
+/// Between a look at a run's pair and one at its marks, areas go from it to a holder and back by their marks: each is idle once.
+#[test]
+fn an_area_is_idle_once() {
+    let mut pcpu = Machine::new(2).build().unwrap();
+    pcpu.enable_caches().unwrap();
+    // SAFETY: all seats of the instance are such.
+    let [owner, other] =
+        [0, 1].map(|cpu| unsafe { LockedSeat::new(pcpu.units(), CpuId::new(cpu)) });
+    let allocate = || pcpu.allocate_at(&owner, &Request::new(64, 8)).unwrap();
+    let free = |seat: &LockedSeat, area| {
+        // SAFETY: nobody uses the area.
+        unsafe { pcpu.free_at(seat, area, FreeFlags::empty()).unwrap() }
+    };
+    let (areas, held) = (20, 4);
+    let all: Vec<_> = (0..areas).map(|_| allocate()).collect();
+    all.into_iter().for_each(|area| free(&other, area));
+    // All come back to the run; these are held until the end.
+    (0..held).for_each(|_| _ = allocate());
+    let _state = pcpu.state.lock();
+    let mut runs = 0;
+    pcpu.for_each_run(|run, slots| {
+        (0..3).for_each(|_| free(&owner, allocate()));
+        assert_eq!(
+            (run.slots(), pcpu.idle_in(run, slots)),
+            (areas, areas - held)
+        );
+        runs += 1;
+    });
+    assert_eq!(runs, 1);
 }

@@ -211,7 +211,14 @@ impl Cells {
         );
     }
 
-    /// Whether another CPU has freed areas of a shared run since it was asked last.
+    /// Whether another CPU has freed areas of a shared run since that was taken last.
+    pub(crate) fn is_foreign(&self, run: Run) -> bool {
+        let foreign = run.foreign().bits();
+        self.cells_of(run)
+            .any(|cell| cell.load(Ordering::Relaxed) == foreign)
+    }
+
+    /// The same, and takes it.
     pub(crate) fn take_foreign(&self, run: Run) -> bool {
         let (bits, foreign) = (run.shared().bits(), run.foreign().bits());
         let mut is_foreign = false;

@@ -536,7 +536,7 @@ fn a_sweep_frees_what_was_freed_and_is_not_kept() {
     }
 }
 
-/// Of areas one behind the other, those that are freed are counted, and made live again, whatever words they lie in.
+/// Of areas one behind the other, those that are freed are found, and made live again, whatever words they lie in.
 #[test]
 fn freed_areas_are_made_live_again_all_at_once() {
     for len in [1, 2, 3, 7, 16, 31, 32, 33, 64, 100] {
@@ -555,10 +555,10 @@ fn freed_areas_are_made_live_again_all_at_once() {
             (0..count)
                 .filter(|slot| freed >> slot & 1 != 0)
                 .for_each(|slot| assert!(map.marks.end(area(slot))));
-            let counted = map.marks.count_freed_among(start, len, count);
-            assert_eq!(counted, freed.count_ones(), "{len} {start}");
+            let found = map.marks.freed_among(start, len, count);
+            assert_eq!(found, freed, "{len} {start}");
             assert_eq!(map.marks.reuse_among(start, len, count), freed);
-            assert_eq!(map.marks.count_freed_among(start, len, count), 0);
+            assert_eq!(map.marks.freed_among(start, len, count), 0);
             assert_eq!(map.marks.reuse_among(start, len, count), 0);
             for slot in 0..count {
                 assert!(
@@ -572,7 +572,7 @@ fn freed_areas_are_made_live_again_all_at_once() {
     }
     let map = map_of(4, 256, 0..1024);
     for beyond in [1023, 1024, u32::MAX] {
-        assert_eq!(map.marks.count_freed_among(beyond, 64, 32), 0);
+        assert_eq!(map.marks.freed_among(beyond, 64, 32), 0);
         assert_eq!(map.marks.reuse_among(beyond, 64, 32), 0);
     }
 }

@@ -300,21 +300,6 @@ impl Marks {
         }
     }
 
-    /// Makes those of so many areas of `len` granules, one behind the other, live again that are freed, without the lock: bit `i` is
-    /// area `i`. Whoever finds later that they are no such areas any more frees what is live then.
-    pub(super) fn reuse_among(&self, start: u32, len: u32, count: u32) -> u32 {
-        let mut live = 0;
-        for (word, heads, first) in self.heads_among(start, len, count) {
-            let mut back = reuse_heads(word, heads);
-            while back != 0 {
-                let before = heads & (back & back.wrapping_neg()).wrapping_sub(1);
-                live |= 1 << (first + before.count_ones());
-                back &= back - 1;
-            }
-        }
-        live
-    }
-
     /// [`reuse`](Self::reuse) of an area that reaches the end of its first word.
     #[inline(never)]
     fn reuse_long(&self, word: &AtomicU64, granule: u32, len: u32) -> bool {
@@ -495,11 +480,37 @@ impl Marks {
         wrong
     }
 
-    /// How many of so many areas of `len` granules, one behind the other, are freed.
-    pub(super) fn count_freed_among(&self, start: u32, len: u32, count: u32) -> u32 {
-        self.heads_among(start, len, count)
-            .map(|(word, heads, _)| (freed(word.load(Ordering::Acquire)) & heads).count_ones())
-            .sum()
+    /// Which of so many areas of `len` granules, one behind the other, are freed: bit `i` is area `i`.
+    pub(super) fn freed_among(&self, start: u32, len: u32, count: u32) -> u32 {
+        let freed = |word: &AtomicU64, heads| freed(word.load(Ordering::Acquire)) & heads;
+        self.areas_among((start, len, count), freed)
+    }
+
+    /// Makes those of them live again; which they are.
+    pub(super) fn reuse_among(&self, start: u32, len: u32, count: u32) -> u32 {
+        self.areas_among((start, len, count), reuse_heads)
+    }
+
+    /// The areas among so many of `len` granules that `choose` takes of those that start in a word.
+    #[inline]
+    fn areas_among(
+        &self,
+        (start, len, count): (u32, u32, u32),
+        choose: impl Fn(&AtomicU64, u32) -> u32,
+    ) -> u32 {
+        let mut areas = 0;
+        for (word, heads, first) in self.heads_among(start, len, count) {
+            let chosen = choose(word, heads);
+            if chosen == 0 {
+                continue;
+            }
+            let (mut area, mut at) = (first, heads.trailing_zeros());
+            while at < GRANULES && heads >> at != 0 {
+                areas |= (chosen >> at & 1) << area;
+                (area, at) = (area + 1, at + len);
+            }
+        }
+        areas
     }
 
     /// The words that so many areas of `len` granules start in, one behind the other, where in each, and which area is its first.
@@ -512,7 +523,6 @@ impl Marks {
         let mut area = 0;
         core::iter::from_fn(move || {
             let (index, at) = locate(start.wrapping_add(area * len));
-            // None is behind the last word: whoever asks without the lock may ask for what has gone.
             let word = self.words.get(index).filter(|_| area < count)?;
             let (first, here) = (area, (GRANULES - at).div_ceil(len).min(count - area));
             area += here;

@@ -78,6 +78,7 @@ pub struct Watched<F> {
     seat: LockedSeat,
     taken: Cell<u64>,
     changed: Cell<u64>,
+    refuses: Cell<bool>,
     before: F,
 }
 
@@ -87,6 +88,7 @@ impl<F: Fn(Step)> Watched<F> {
             seat,
             taken: Cell::new(0),
             changed: Cell::new(0),
+            refuses: Cell::new(false),
             before,
         }
     }
@@ -94,6 +96,11 @@ impl<F: Fn(Step)> Watched<F> {
     /// How many areas came out of runs.
     pub fn taken(&self) -> u64 {
         self.taken.get()
+    }
+
+    /// The next change of both words of a pair comes to nothing, as if the caller had come to another CPU.
+    pub fn refuse_next(&self) {
+        self.refuses.set(true);
     }
 
     /// How often it changed another CPU's run.
@@ -131,7 +138,7 @@ unsafe impl<F: Fn(Step)> Seat for Watched<F> {
 
     unsafe fn replace_pair_gated(&self, at: usize, old: Pair, new: Pair, gate: &AtomicU32) -> bool {
         // SAFETY: the promise of the caller.
-        unsafe { self.seat.replace_pair_gated(at, old, new, gate) }
+        !self.refuses.replace(false) && unsafe { self.seat.replace_pair_gated(at, old, new, gate) }
     }
 
     unsafe fn peek_pair(&self, at: usize) -> Option<Pair> {

@@ -180,6 +180,23 @@ fn collected_by_two_at_once() {
     });
 }
 
+/// An area goes from its run to its holder and back, by its mark, while somebody counts: it is idle once.
+#[test]
+fn counted_while_an_area_goes_round() {
+    explore_run(3, |model, [owner, other], areas| {
+        areas.iter().for_each(|&area| model.free_at(&other, area));
+        // Held to the end; the other area is free in the run.
+        model.allocate_at(&owner);
+        let thread = {
+            let model = model.clone();
+            thread::spawn(move || assert!(model.machine.pcpu.stats().live >= 1))
+        };
+        let area = model.allocate_at(&owner);
+        model.free_at(&owner, area);
+        thread.join().unwrap();
+    });
+}
+
 /// Another CPU frees while the run is closed: what it marks is swept.
 #[test]
 fn freed_by_another_while_the_run_is_closed() {
