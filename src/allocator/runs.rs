@@ -244,9 +244,13 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         };
         let body = state.body(chunk);
         let granule = body.granule(offset);
-        // Runs get areas back with the lock held.
-        let is_both =
-            self.is_free_in(caches, run, slot) && body.map.reuse(granule, run.class().len());
+        // Runs get areas back with the lock held: if it is free before and after a look at the mark, it was so all the time. Or the
+        // run has got it back, and the mark is that of whom it was handed out to since.
+        let is_free = || self.is_free_in(caches, run, slot);
+        let is_both = is_free()
+            && body.map.is_freed(granule)
+            && is_free()
+            && body.map.reuse(granule, run.class().len());
         match is_both {
             true => state.stats.late_errors += 1,
             // Who looks for an area of that length, and finds none, may leave something to sweep.
