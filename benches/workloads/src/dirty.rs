@@ -60,16 +60,13 @@ impl<D: Domain> DirtyPairs<D> {
         Ok(time)
     }
 
-    /// Writes to all bytes of all copies, in whole words.
+    /// Writes to all bytes of all copies.
     fn write_to_all(&self) -> Result<(), WorkloadError> {
-        let words = self.bytes / size_of::<u64>();
         for &area in &self.areas {
             for cpu in 0..self.home.cpus {
                 let copy = self.home.copy(area, cpu).map_err(WorkloadError::Cpu)?;
-                for word in 0..words {
-                    // SAFETY: the area is live, has so many words, and nobody else uses it.
-                    unsafe { copy.add(word).write_volatile(!0) };
-                }
+                // SAFETY: the area is live, has so many bytes, and nobody else uses it.
+                unsafe { copy.cast::<u8>().write_bytes(!0, self.bytes) };
             }
         }
         Ok(())
@@ -88,17 +85,19 @@ mod tests {
     fn what_comes_again_has_been_written_to() {
         let home = Home::of_process().unwrap();
         for (zeroing, expected) in [(Zeroing::Off, !0), (Zeroing::On, 0)] {
-            let mut pairs = DirtyPairs::new(home, 24, zeroing);
+            let mut pairs = DirtyPairs::new(home, 12, zeroing);
             pairs.run(2 * AT_ONCE as u64 + 3).unwrap();
             assert!(pairs.areas.is_empty());
-            let area = pairs.source.allocate(&pairs.source.kind(24)).unwrap();
+            let area = pairs.source.allocate(&pairs.source.kind(12)).unwrap();
             for cpu in 0..home.cpus {
                 let copy = global().per_cpu_address(area, CpuId::new(cpu)).unwrap();
-                for word in 0..3 {
-                    let word: *const u64 = std::ptr::with_exposed_provenance(copy + 8 * word);
-                    // SAFETY: the area is live and has three words on every CPU.
-                    assert_eq!(unsafe { word.read() }, expected, "{zeroing:?} on CPU {cpu}");
-                }
+                let copy: *const [u8; 12] = std::ptr::with_exposed_provenance(copy);
+                // SAFETY: the area is live and has so many bytes on every CPU.
+                assert_eq!(
+                    unsafe { copy.read() },
+                    [expected; 12],
+                    "{zeroing:?} on {cpu}"
+                );
             }
             // SAFETY: it is live, and nobody uses it.
             unsafe { pairs.source.free(area).unwrap() };
