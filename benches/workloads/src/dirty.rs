@@ -93,11 +93,8 @@ mod tests {
                 let copy = global().per_cpu_address(area, CpuId::new(cpu)).unwrap();
                 let copy: *const [u8; 12] = std::ptr::with_exposed_provenance(copy);
                 // SAFETY: the area is live and has so many bytes on every CPU.
-                assert_eq!(
-                    unsafe { copy.read() },
-                    [expected; 12],
-                    "{zeroing:?} on {cpu}"
-                );
+                let found = unsafe { copy.read() };
+                assert_eq!(found, [expected; 12], "{zeroing:?} on CPU {cpu}");
             }
             // SAFETY: it is live, and nobody uses it.
             unsafe { pairs.source.free(area).unwrap() };
