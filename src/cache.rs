@@ -79,24 +79,29 @@ impl Class {
 
     /// The class that serves a request; `None` if runs do not.
     ///
-    /// Areas of a run lie one behind the other: the length must be a multiple of the alignment. Areas of an even length
-    /// are aligned to 8 bytes, asked or not, so that requests that differ in that only share a run.
+    /// Areas of a run lie one behind the other: their length is a multiple of the alignment, which may be more than was asked for by a
+    /// third. Areas of an even length are aligned to 8 bytes, asked or not, so that requests that differ in that only share a run.
     #[inline]
     pub(crate) const fn of(bytes: usize, align: usize) -> Option<Self> {
         let len = bytes.wrapping_add(GRANULE_BYTES - 1) / GRANULE_BYTES;
         if len.wrapping_sub(1) >= MAX_LEN as usize {
             return None;
         }
-        let align_shift = match align {
+        let (len, align_shift) = match align {
             // 1, 2, 4; 8 if the length is even.
-            align if align < 16 && 0x0116 >> align & 1 != 0 && align >> 3 & len == 0 => !len & 1,
+            align if align < 16 && 0x0116 >> align & 1 != 0 && align >> 3 & len == 0 => {
+                (len, !len & 1)
+            }
             align => {
-                let is_possible =
-                    align.is_power_of_two() && (len * GRANULE_BYTES) & (align - 1) == 0;
-                if !is_possible {
+                let align_len = align / GRANULE_BYTES;
+                if !align.is_power_of_two() || align_len > MAX_LEN as usize {
                     return None;
                 }
-                (align / GRANULE_BYTES).trailing_zeros() as usize
+                let padded = len.next_multiple_of(align_len);
+                if padded > MAX_LEN as usize || padded - len > len / 3 {
+                    return None;
+                }
+                (padded, align_len.trailing_zeros() as usize)
             }
         };
         Some(Self(
@@ -343,6 +348,10 @@ mod tests {
             (5, 1, 2, 2),
             (8, 8, 2, 2),
             (12, 4, 3, 1),
+            (12, 8, 4, 2),
+            (9, 8, 4, 2),
+            (40, 16, 12, 4),
+            (92, 32, 24, 8),
             (16, 4, 4, 2),
             (16, 8, 4, 2),
             (16, 16, 4, 4),
@@ -353,7 +362,19 @@ mod tests {
             assert_eq!((class.len(), class.align()), (len, aligned));
             assert!(class.table_offset() < TABLE_BYTES);
         }
-        for (bytes, align) in [(0, 8), (4096, 8), (usize::MAX, 8), (12, 8), (8, 16), (8, 3)] {
+        for (bytes, align) in [
+            (0, 8),
+            (4, 8),
+            (20, 16),
+            (4092, 8),
+            (4096, 8),
+            (usize::MAX, 8),
+            (8, 16),
+            (8, 3),
+            (176, 128),
+            (4000, 4096),
+            (8, 1 << 63),
+        ] {
             assert_eq!(class(bytes, align), None, "{bytes} {align}");
         }
     }

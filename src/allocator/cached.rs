@@ -281,9 +281,15 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     #[inline]
     pub(super) fn caches_for(&self, request: &Request) -> Option<(&Caches, Class)> {
         let caches = self.caches.as_ref()?;
-        let is_served = request.bytes <= self.geometry.max_alloc_bytes
+        let class = request.key.class()?;
+        let max_bytes = self.geometry.max_alloc_bytes;
+        // Its areas may be longer than what was asked for.
+        let is_served = request.bytes <= max_bytes
+            && class.len() as usize <= max_bytes.div_ceil(GRANULE_BYTES)
             && request.align <= self.geometry.max_align_bytes;
-        let class = request.key.class().filter(|_| is_served)?;
+        if !is_served {
+            return None;
+        }
         Some((caches, class))
     }
 

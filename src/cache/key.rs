@@ -158,7 +158,7 @@ mod tests {
             for align_shift in 0..=9 {
                 let (bytes, align) = (len as usize * GRANULE_BYTES, GRANULE_BYTES << align_shift);
                 let key = CacheKey::of(bytes, align, AllocFlags::TRY);
-                let Some(class) = key.class() else {
+                let Some(class) = key.class().filter(|class| class.len() == len) else {
                     continue;
                 };
                 assert_eq!((key.len(), key.run_at()), (len, class.table_offset()));

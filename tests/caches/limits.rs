@@ -5,6 +5,7 @@ use pcpu::{AllocError, Request};
 
 use crate::cached::{seat, with_caches};
 use crate::free::FreeArea;
+use crate::machine::free_at;
 use crate::small::small_machine;
 
 /// An instance of such a policy serves the first request over and over, from a run and from the stash, and never the second.
@@ -73,6 +74,49 @@ fn an_alignment_that_areas_happen_to_have_is_not_served() {
             assert_limited(policy, served, (served.0, align)),
             AllocError::AlignTooLarge { align, limit }
         );
+    }
+}
+
+/// A size that is no multiple of its alignment is served by longer areas, unless these are longer than the instance serves.
+#[test]
+fn a_size_that_is_no_multiple_of_its_alignment_is_served() {
+    for (bytes, align) in [(12, 8), (9, 8), (44, 16), (96, 64)] {
+        let pcpu = with_caches(&small_machine(2));
+        let here = seat(&pcpu, 0);
+        let request = Request::new(bytes, align);
+        let mut areas = Vec::new();
+        for round in 0..100 {
+            let area = pcpu.allocate_at(&here, &request).unwrap();
+            assert!(area.is_multiple_of(align));
+            // Every fourth stays.
+            match round % 4 {
+                0 => areas.push(area),
+                _ => free_at(&pcpu, &here, area).unwrap(),
+            }
+        }
+        areas.sort_unstable();
+        assert!(areas.windows(2).all(|two| two[1] - two[0] >= bytes));
+        let stats = pcpu.stats();
+        assert_eq!((stats.allocs, stats.live), (100, 25));
+        assert!(stats.cache_misses < 25, "{stats}");
+    }
+}
+
+#[test]
+fn longer_areas_are_not_longer_than_the_largest_request() {
+    let policy = Policy {
+        max_alloc_bytes: 12,
+        ..Policy::default()
+    };
+    let pcpu = with_caches(&small_machine(2).policy(policy));
+    let here = seat(&pcpu, 0);
+    let areas: Vec<_> = (0..50)
+        .map(|_| pcpu.allocate_at(&here, &Request::new(12, 8)).unwrap())
+        .collect();
+    let stats = pcpu.stats();
+    assert_eq!((stats.live, stats.live_bytes), (50, 50 * 12));
+    for area in areas {
+        free_at(&pcpu, &here, area).unwrap();
     }
 }
 
