@@ -1,13 +1,17 @@
 //! Any work on a few CPUs of an instance with caches, and of a hardened one, against a model (`seats.rs`).
 
+#[path = "../tests/common/roomy.rs"]
+mod roomy;
 mod seats;
 #[path = "../tests/common/small.rs"]
 mod small;
 
+use pcpu::backing::sim::Machine;
 use pcpu::{AllocFlags, Request};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
+use roomy::roomy_machine;
 use seats::{Front, Op, Run, Way};
 use small::small_machine;
 
@@ -60,7 +64,11 @@ fn ops() -> impl Strategy<Value = Op> {
 }
 
 fn run(front: Front, ops: &[Op]) {
-    let machine = small_machine(CPUS).online(ONLINE).dirty_memory();
+    run_on(small_machine(CPUS), front, ops);
+}
+
+fn run_on(machine: Machine, front: Front, ops: &[Op]) {
+    let machine = machine.online(ONLINE).dirty_memory();
     let mut run = Run::new(&machine, front);
     ops.iter().for_each(|op| run.step(op));
     run.end();
@@ -87,6 +95,13 @@ proptest! {
     #[test]
     fn caches_do_what_the_model_says(ops in prop::collection::vec(ops(), 1..120)) {
         run(Front::Caches, &ops);
+    }
+
+    #[test]
+    fn caches_with_rows_of_names_do_what_the_model_says(
+        ops in prop::collection::vec(ops(), 1..120),
+    ) {
+        run_on(roomy_machine(CPUS), Front::Caches, &ops);
     }
 
     #[test]

@@ -435,12 +435,20 @@ impl Run {
                 seen.insert(chunk + range.start, range.len());
             }
         });
-        let live: BTreeMap<_, _> = live.map(|(at, bytes)| (at, rounded(bytes))).collect();
-        assert_eq!(seen, live);
-        let live_bytes: usize = live.values().sum();
+        assert!(live.clone().map(|(at, _)| at).eq(seen.keys().copied()));
+        for (at, bytes) in live {
+            // A cache's may be longer: by a third if their size is no multiple of their alignment.
+            let rounded = rounded(bytes);
+            let found = seen[&at];
+            assert!(
+                (rounded..=rounded * 4 / 3).contains(&found),
+                "{found} for {bytes}"
+            );
+        }
+        let live_bytes: usize = seen.values().sum();
         assert_eq!(
             (stats.live, stats.live_bytes),
-            (live.len() as u64, live_bytes as u64)
+            (seen.len() as u64, live_bytes as u64)
         );
         assert_eq!(stats.late_errors, 0);
     }

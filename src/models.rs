@@ -310,10 +310,16 @@ impl Machine {
         }
     }
 
-    /// The same with caches.
+    /// The same with caches, whose stashes are named in the areas.
     pub(crate) fn with_caches() -> Self {
+        Self::with_caches_and_rows(false)
+    }
+
+    /// The same with caches, and with rows for the names of what is stashed or without.
+    pub(crate) fn with_caches_and_rows(has_rows: bool) -> Self {
         let mut machine = Self::new();
-        machine.pcpu.enable_caches().expect("memory for caches");
+        let enabled = machine.pcpu.enable_caches_with(has_rows);
+        enabled.expect("memory for caches");
         machine
     }
 
@@ -475,12 +481,14 @@ unsafe impl Seat for ModelSeat {
     }
 
     unsafe fn read_link(&self, at: usize) -> u32 {
-        // SAFETY: the area is the caller's.
+        let _token = self.machine.token(self.cpu);
+        // SAFETY: the area is the caller's; in a row of names nobody is under the CPU's token but the caller.
         unsafe { self.link(at).read() }
     }
 
     unsafe fn write_link(&self, at: usize, link: u32) {
-        // SAFETY: the area is the caller's.
+        let _token = self.machine.token(self.cpu);
+        // SAFETY: as above.
         unsafe { self.link(at).write(link) }
     }
 

@@ -100,7 +100,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         })
     }
 
-    /// The size of the area at a neutral address, rounded up to the grain, in bytes; `None` if none starts there.
+    /// The size of the area at a neutral address, rounded up to the grain, in bytes; `None` if none starts there. That of an area out
+    /// of a cache may be rounded up to its alignment.
     pub fn area_bytes(&self, neutral: usize) -> Option<usize> {
         let (place, offset) = self.locate(neutral)?;
         if !offset.is_multiple_of(GRANULE_BYTES) {

@@ -13,7 +13,7 @@ use super::runs::Caches;
 use super::share::Sharing;
 use super::state::{State, Taken};
 use crate::backing::Backing;
-use crate::cache::{Class, MAX_SLOTS, Run, Seat};
+use crate::cache::{Class, MAX_SLOTS, MOST_GRANULES, Run, Seat};
 use crate::request::{AllocError, AllocFlags, Request};
 use crate::this_cpu::slots::{FRESH, FULL, MAP, ONE_TAKEN};
 use crate::unit::GRANULE_BYTES;
@@ -26,7 +26,7 @@ const FILL_BYTES_AT_PEAK: u64 = 1280;
 const FILL_SHARE: u64 = 128;
 
 /// Bytes that a stash may name, at least and at most; in between, a share of that memory.
-const STASH_BYTES: Range<u64> = 1024..16384;
+const STASH_BYTES: Range<u64> = 1024..MOST_GRANULES as u64 * GRANULE_BYTES as u64;
 /// As a divisor.
 const STASH_SHARE: u64 = 48;
 

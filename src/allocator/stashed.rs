@@ -10,7 +10,7 @@ use super::PerCpuAllocator;
 use super::runs::Caches;
 use super::state::State;
 use crate::backing::Backing;
-use crate::cache::{Class, MAX_LEN, OWN_PLACES, STASHES_AT, Seat, Stash, TABLE_BYTES};
+use crate::cache::{Class, MAX_LEN, OWN_PLACES, ROWS_BYTES, STASHES_AT, Seat, Stash, TABLE_BYTES};
 use crate::request::{AllocFlags, Request};
 use crate::stats::Stats;
 use crate::sync::{self, Ordering};
@@ -40,8 +40,9 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             self.forget_stash(seat, at, stash);
             return None;
         }
-        // SAFETY: the area is ours, and live on every CPU that has memory.
-        let link = unsafe { seat.read_link(address) };
+        let name_at = caches.name_at(at, stash.depth(), address);
+        // SAFETY: the area is ours, and live on every CPU that has memory; so are the rows.
+        let link = unsafe { seat.read_link(name_at) };
         let left = first.taken(link);
         // SAFETY: as above.
         match unsafe { seat.replace_word(at, stash.bits(), left.bits()) } {
@@ -127,11 +128,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let at = match area.len() <= OWN_PLACES {
             true => caches.table + STASHES_AT + Stash::own_offset(area.len()),
             // The table is such an area itself.
-            false if address == caches.table => return false,
+            false if caches.is_own(address) => return false,
             false if area.len() > MAX_LEN => return self.free_and_sweep(granule),
             false => caches.stash_of(area.len()),
         };
-        const { assert!(TABLE_BYTES / GRANULE_BYTES > OWN_PLACES as usize) };
+        const LEAST_BYTES: usize = OWN_PLACES as usize * GRANULE_BYTES;
+        const { assert!(TABLE_BYTES > LEAST_BYTES && ROWS_BYTES > LEAST_BYTES) };
         // SAFETY: as in `take_stashed`.
         let Some(bits) = (unsafe { seat.peek_word(at) }) else {
             return self.free_and_sweep(granule);
@@ -140,9 +142,11 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let Some(more) = stash.with(granule, area.len(), caches.stash_granules()) else {
             return self.free_and_sweep(granule);
         };
+        let name_at = caches.name_at(at, more.depth(), address);
         // While the area is the caller's.
-        // SAFETY: nobody uses the area (promise of whoever frees it), which is live on every CPU that has memory.
-        unsafe { seat.write_link(address, stash.link()) };
+        // SAFETY: nobody uses the area (promise of whoever frees it), which is live on every CPU that has memory; so are the rows, which
+        // hold hints only.
+        unsafe { seat.write_link(name_at, stash.link()) };
         if !area.end() {
             return false;
         }

@@ -2,8 +2,11 @@
 //!
 //! To the rest of the allocator they are what all freed areas are: marked as freed, and to be swept by whoever needs the
 //! room. So the list is a hint, and what it names may be gone: an area that is taken from it is handed out only if its mark
-//! could be turned back. One word in the CPU's unit names the last area put; each area holds the name of the one before it,
-//! in its first granule on that CPU.
+//! could be turned back. One word in the CPU's unit names the last area put. The name of the one before it stands in a row of names
+//! that the CPU has for the stash; where there is no room for such rows, in the area's first granule on that CPU.
+//!
+//! A row spares whoever frees an area that is in no processor cache a touch of it. Rows are of use to hints only: who is interrupted
+//! on the way may write a name where another one stands by then.
 //!
 //! That word also counts the areas that were handed out again; whoever holds the allocator's lock adds that up.
 
@@ -14,6 +17,31 @@ const STASHES: usize = RUNS;
 
 /// Bytes of a unit's table of stashes.
 pub(super) const BYTES: usize = STASHES * size_of::<u64>();
+
+/// Granules that a stash may name, at most; the last area may go beyond.
+pub(crate) const MOST_GRANULES: u32 = if cfg!(all(loom, test)) { 256 } else { 4096 };
+
+/// Where the names of each stash begin in a CPU's rows, counted in names; at the end, how many there are.
+static ROWS: [u16; STASHES + 1] = {
+    let mut rows = [0; STASHES + 1];
+    let mut place = 0;
+    while place < STASHES {
+        // The shortest length there.
+        let own = if place < OWN_PLACES as usize {
+            place
+        } else {
+            OWN_PLACES as usize
+        };
+        let most = MOST_GRANULES.div_ceil(own as u32 + 1);
+        let names = if most < DEPTH_MAX { most } else { DEPTH_MAX };
+        rows[place + 1] = rows[place] + names as u16;
+        place += 1;
+    }
+    rows
+};
+
+/// Bytes of a CPU's rows of names.
+pub(crate) const ROWS_BYTES: usize = ROWS[STASHES] as usize * size_of::<u32>();
 
 /// The place of a length in a CPU's table: small ones have a place each, the others share.
 static PLACES: [u8; 1 << LEN.1] = places(STASHES);
@@ -32,6 +60,8 @@ const ONE: u64 = 1 << DEPTH.0;
 const ONE_TAKEN: u64 = 1 << TAKEN.0;
 const NONE_LEFT: u64 = 1 << (DEPTH.0 + DEPTH.1);
 
+/// Areas that it names, at most.
+const DEPTH_MAX: u32 = (1 << DEPTH.1) - 1;
 /// Areas taken that must be added up before more are taken: whoever interrupts has as many left.
 const TAKEN_MAX: u32 = (1 << (TAKEN.1 - 1)) - 1;
 
@@ -65,6 +95,14 @@ impl Stash {
     #[inline]
     pub(crate) const fn table_offset(len: u32) -> usize {
         PLACES[len as usize] as usize * size_of::<u64>()
+    }
+
+    /// Where in a CPU's rows of names the one is, in bytes, that stands before what is put into the stash at `offset` of the table, if
+    /// it names `depth` areas with that.
+    #[inline]
+    pub(crate) fn name_offset(offset: usize, depth: u32) -> usize {
+        let row = ROWS[offset / size_of::<u64>() % STASHES];
+        (usize::from(row) + depth as usize - 1) * size_of::<u32>()
     }
 
     /// [`table_offset`](Self::table_offset) for a length that has a place of its own.
@@ -142,7 +180,7 @@ impl Stash {
     pub(crate) fn with(self, granule: u32, len: u32, most: u32) -> Option<Self> {
         // Too much if the length is another.
         let depth = ((self.0 >> DEPTH.0) as u32).wrapping_sub(len << (LEN.0 - DEPTH.0));
-        let has_room = depth < (1 << DEPTH.1) - 1 && depth * len < most;
+        let has_room = depth < DEPTH_MAX && depth * len < most;
         (has_room && (granule & 1 == 0 || len & 1 != 0))
             .then(|| Self((self.0 & !field_mask(HEAD) | u64::from(granule)) + ONE))
     }
@@ -220,6 +258,30 @@ mod tests {
             (none.without(7, 3).depth(), none.without(7, 3).taken()),
             (0, 1)
         );
+    }
+
+    /// Each stash has its own names, as many as it ever names areas of any length.
+    #[test]
+    fn rows_have_room_for_all_names() {
+        let mut ends = [0; STASHES];
+        for len in 1..=MAX_LEN {
+            let (mut stash, mut depth) = (Stash::empty(len), 0);
+            while let Some(more) = stash.with(2, len, MOST_GRANULES) {
+                (stash, depth) = (more, depth + 1);
+            }
+            let offset = Stash::table_offset(len);
+            let end = Stash::name_offset(offset, depth) + size_of::<u32>();
+            let place = offset / size_of::<u64>();
+            ends[place] = ends[place].max(end);
+        }
+        let mut start = 0;
+        for (place, end) in ends.into_iter().enumerate() {
+            let offset = place * size_of::<u64>();
+            assert_eq!(Stash::name_offset(offset, 1), start, "{place}");
+            start = Stash::name_offset((offset + size_of::<u64>()) % BYTES, 1);
+            let most = if start == 0 { ROWS_BYTES } else { start };
+            assert!(end <= most, "{place}: {end} of {most}");
+        }
     }
 
     #[test]

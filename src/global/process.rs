@@ -8,6 +8,7 @@ use std::vec;
 use super::{GlobalAllocator, WINDOW_BYTES, geometry, hardened, system};
 use crate::allocator::{Policy, UpkeepBy};
 use crate::backing::mmap::{Geometry, Mmap, Placement};
+use crate::cache::ROWS_BYTES;
 use crate::embed;
 use crate::page;
 use crate::static_var;
@@ -25,8 +26,8 @@ const MIN_UNIT_BYTES: usize = 256 << 10;
 /// Room for the static variables of libraries that are loaded at run time; as much as Linux reserves for modules.
 const RESERVED_BYTES: usize = 8 << 10;
 
-/// Room for dynamic variables in the first chunk, before rounding; as much as Linux asks for.
-const DYNAMIC_BYTES: usize = 20 << 10;
+/// Room for dynamic variables in the first chunk, before rounding; as much as Linux asks for, and room for names of what is stashed.
+const DYNAMIC_BYTES: usize = (20 << 10) + ROWS_BYTES;
 
 /// The instance of the process, and what is known about it.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ use pcpu::unit::GRANULE_BYTES;
 use pcpu::{FreeFlags, Request};
 
 use crate::machine::{REQUEST, SLOTS, free_at, live_areas, seats, with_caches};
+use crate::roomy::roomy_machine;
 use crate::small::{UNIT_BYTES, small_machine};
 
 /// Counts as one does on paper.
@@ -19,12 +20,17 @@ struct Model {
 }
 
 impl Model {
-    fn enter(&mut self, address: usize, bytes: usize) {
-        let rounded_bytes = bytes.next_multiple_of(GRANULE_BYTES);
-        let before = self.live.insert(address, rounded_bytes);
+    /// An area of a request, which has so many bytes.
+    fn enter(&mut self, address: usize, request: &Request, area_bytes: usize) {
+        let rounded_bytes = request.bytes().next_multiple_of(GRANULE_BYTES);
+        match rounded_bytes.is_multiple_of(request.align()) {
+            true => assert_eq!(area_bytes, rounded_bytes),
+            false => assert!((rounded_bytes..=rounded_bytes * 4 / 3).contains(&area_bytes)),
+        }
+        let before = self.live.insert(address, area_bytes);
         assert_eq!(before, None, "handed out twice");
         self.allocs += 1;
-        self.sizes[Stats::size_class(rounded_bytes)] += 1;
+        self.sizes[Stats::size_class(area_bytes)] += 1;
     }
 
     fn compare(&self, pcpu: &SimAllocator) {
@@ -48,8 +54,13 @@ impl Model {
 
 #[test]
 fn counters_are_those_of_a_model() {
-    for seed in 0..6 {
-        let pcpu = with_caches(&small_machine(4));
+    for seed in 0..8 {
+        let machine = if seed < 6 {
+            small_machine
+        } else {
+            roomy_machine
+        };
+        let pcpu = with_caches(&machine(4));
         let seats = seats(&pcpu, 4);
         let first_pages = pcpu.stats().populated_pages;
         let mut numbers = fastrand::Rng::with_seed(seed);
@@ -71,8 +82,9 @@ fn counters_are_those_of_a_model() {
                         _ => 8 << numbers.u32(..5),
                     };
                     let align = 1 << numbers.u32(..7);
-                    let address = pcpu.allocate_at(seat, &Request::new(bytes, align)).unwrap();
-                    model.enter(address, bytes);
+                    let request = Request::new(bytes, align);
+                    let address = pcpu.allocate_at(seat, &request).unwrap();
+                    model.enter(address, &request, pcpu.area_bytes(address).unwrap());
                 }
                 _ => {
                     let nth = numbers.usize(..model.live.len() + 1);

@@ -40,10 +40,10 @@ pub fn live_areas(pcpu: &SimAllocator) -> BTreeMap<usize, usize> {
     })
 }
 
-/// The length of every free run, by its neutral address.
-pub fn free_runs(pcpu: &SimAllocator) -> BTreeMap<usize, usize> {
+/// The length of every area that nobody has, by its neutral address.
+pub fn idle_areas(pcpu: &SimAllocator) -> BTreeMap<usize, usize> {
     items(pcpu, |item| match item {
-        MapItem::Free(range) => Some(range),
+        MapItem::Idle(range) => Some(range),
         _ => None,
     })
 }

@@ -11,6 +11,8 @@ mod copies;
 mod crew;
 #[path = "../common/free.rs"]
 mod free;
+#[path = "../common/roomy.rs"]
+mod roomy;
 #[path = "../common/small.rs"]
 mod small;
 #[path = "../common/told.rs"]

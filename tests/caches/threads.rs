@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use pcpu::global::{allowed_cpus, method};
 use pcpu::this_cpu::process::Method;
-use pcpu::{Global, drain_caches, global};
+use pcpu::{AllocFlags, Domain, FreeFlags, Global, Request, drain_caches, global};
 
 use crate::child::run_in_child;
+use crate::copies::{assert_stamped, stamp};
 use crate::crew::{Parcel, allocate, free, move_to};
 
 const THREADS: usize = 6;
@@ -116,4 +117,33 @@ fn threads_hand_areas_over_without_restartable_sequences() {
     }
     assert_eq!(method(), Method::Locked);
     work();
+}
+
+/// A process's first chunk has room for names of what is stashed: who frees an area leaves its memory alone.
+#[test]
+fn a_process_leaves_what_it_frees_as_it_is() {
+    if run_in_child("threads::a_process_leaves_what_it_frees_as_it_is", |_| ()) {
+        return;
+    }
+    let request = Request::new(64, 8).with_flags(AllocFlags::NO_ZERO);
+    let allocate = || -> Vec<usize> {
+        (0..200)
+            .map(|_| Global::allocate(&request).unwrap())
+            .collect()
+    };
+    let areas = allocate();
+    areas.iter().for_each(|&area| stamp(global(), (area, 64)));
+    for &area in &areas {
+        // SAFETY: nobody uses the area.
+        unsafe { Global::free(area, FreeFlags::empty()) }.unwrap();
+    }
+    let again = allocate();
+    let mut seen = 0;
+    for area in again.into_iter().filter(|area| areas.contains(area)) {
+        let cpus = global().units().materialised();
+        cpus.iter()
+            .for_each(|cpu| assert_stamped(global(), (area, 64), cpu));
+        seen += 1;
+    }
+    assert!(seen > 100, "{seen} of {}", areas.len());
 }

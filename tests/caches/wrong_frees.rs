@@ -1,10 +1,11 @@
 //! Addresses that are not those of live areas, freed on every CPU and on none: refused at once, and nothing changes.
 
-use pcpu::backing::sim::SimAllocator;
+use pcpu::backing::sim::{Machine, SimAllocator};
 use pcpu::cache::LockedSeat;
 use pcpu::{FreeError, FreeFlags};
 
-use crate::machine::{REQUEST, SLOTS, free_at, free_runs, live_areas, seats, with_caches};
+use crate::machine::{REQUEST, SLOTS, free_at, idle_areas, live_areas, seats, with_caches};
+use crate::roomy::roomy_machine;
 use crate::small::small_machine;
 
 const CPUS: u32 = 4;
@@ -25,7 +26,11 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let pcpu = with_caches(&small_machine(CPUS));
+        Self::on(&small_machine(CPUS))
+    }
+
+    fn on(machine: &Machine) -> Self {
+        let pcpu = with_caches(machine);
         let seats = seats(&pcpu, CPUS);
         Self { pcpu, seats }
     }
@@ -225,23 +230,22 @@ fn never_handed_out() {
     scene.end(live);
 }
 
-/// The tables that runs are kept in are no area of anybody's.
+/// The tables that runs are kept in are no area of anybody's, nor are the rows of names.
 #[test]
 fn the_tables_of_runs() {
-    let scene = Scene::new();
-    let dynamic = scene.pcpu.sizes().regions().dynamic;
-    let base = scene.pcpu.neutral_base();
-    let free = free_runs(&scene.pcpu);
-    // All is free there but the tables.
-    let mut table = base + dynamic.start;
-    while let Some(bytes) = free.get(&table) {
-        table += bytes;
+    for (machine, tables) in [(small_machine(CPUS), 1), (roomy_machine(CPUS), 2)] {
+        let scene = Scene::on(&machine);
+        assert!(live_areas(&scene.pcpu).is_empty());
+        let idle: Vec<_> = idle_areas(&scene.pcpu).into_keys().collect();
+        assert_eq!(idle.len(), tables);
+        scene.assert_not_allocated(&[], &idle);
+        let insides: Vec<_> = idle.iter().map(|start| start + 16).collect();
+        scene.assert_refused(&[], &insides, |at, error| match error {
+            FreeError::NotAllocated { address } | FreeError::Interior { address, .. } => {
+                at == address
+            }
+            _ => false,
+        });
+        scene.end(Vec::new());
     }
-    assert!(table < base + dynamic.end && live_areas(&scene.pcpu).is_empty());
-    scene.assert_not_allocated(&[], &[table]);
-    scene.assert_refused(&[], &[table + 16], |at, error| match error {
-        FreeError::NotAllocated { address } | FreeError::Interior { address, .. } => at == address,
-        _ => false,
-    });
-    scene.end(Vec::new());
 }

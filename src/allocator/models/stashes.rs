@@ -8,13 +8,23 @@ use crate::models::{Machine, ModelSeat, explore};
 use crate::this_cpu::RemotePairs;
 use crate::{AllocFlags, Request};
 
-/// Runs a model on two CPUs. Two areas have been allocated on the first which belong to no run.
+/// Runs a model on two CPUs, with names in areas and in rows. Two areas have been allocated on the first which belong to no run.
 fn explore_stash(
     preemptions: usize,
+    act: impl Fn(&Arc<Model>, [ModelSeat; 2], [usize; 2]) + Copy + Send + Sync + 'static,
+) {
+    for has_rows in [false, true] {
+        explore_named(preemptions, has_rows, act);
+    }
+}
+
+fn explore_named(
+    preemptions: usize,
+    has_rows: bool,
     act: impl Fn(&Arc<Model>, [ModelSeat; 2], [usize; 2]) + Send + Sync + 'static,
 ) {
     explore(preemptions, move || {
-        let model = Model::of(Machine::with_caches());
+        let model = Model::of(Machine::with_caches_and_rows(has_rows));
         let seats = [0, 1].map(|cpu| model.seat(cpu, RemotePairs::Never));
         let areas = [(); 2].map(|()| model.allocate_at(&seats[0]));
         // Their run makes way for another, of which one area is left.
@@ -71,6 +81,28 @@ fn one_of_two_is_told() {
         assert!(mine != theirs, "{mine} {theirs}");
         model.allocate_some_at(&here, 2);
         model.allocate_at(&there);
+    });
+}
+
+/// Threads of one CPU come between each other's steps, so that a name may be written over: whatever becomes of the names, no area is
+/// handed out twice, and none is lost.
+#[test]
+fn two_threads_of_one_cpu() {
+    explore_stash(3, |model, [here, _], areas| {
+        let put_and_take = |model: &Model, here: &ModelSeat, area| {
+            model.free_at(here, area);
+            model.allocate_at(here)
+        };
+        let thread = {
+            let (model, here) = (model.clone(), here.clone());
+            thread::spawn(move || put_and_take(&model, &here, areas[0]))
+        };
+        let mine = put_and_take(model, &here, areas[1]);
+        let theirs = thread.join().unwrap();
+        model.assert_settled();
+        model.free_at(&here, mine);
+        model.free_at(&here, theirs);
+        model.allocate_some_at(&here, 3);
     });
 }
 

@@ -22,6 +22,9 @@ const LEAST_GRANULES: u32 = 32;
 const LEAST_GRANULES_AT_PEAK: u32 = 8;
 const LEAST_SLOTS: u32 = 2;
 
+/// Granules that the first chunk has left if it has room for names of what is stashed: 16 KiB.
+const LEFT_BEHIND_ROWS: u32 = 4096;
+
 /// An area that has been taken, not handed out yet.
 #[derive(Debug)]
 pub(in crate::allocator) struct Taken {
@@ -368,6 +371,11 @@ impl State {
     #[inline]
     pub(in crate::allocator) fn may_have_ready(&self, granules: u32) -> bool {
         self.directory.longest_ready() >= granules
+    }
+
+    /// Whether the first chunk, which is the only one, has room for the names of what is stashed, and enough beside.
+    pub(in crate::allocator) fn has_room_for_rows(&self, granules: u32) -> bool {
+        self.directory.longest_ready() >= granules + LEFT_BEHIND_ROWS
     }
 
     /// Takes an area of the first chunk that is the instance's own, and counts as nobody's.

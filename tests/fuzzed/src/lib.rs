@@ -18,6 +18,8 @@ mod model;
 pub mod object;
 mod objects;
 mod operations;
+#[path = "../../common/roomy.rs"]
+mod roomy;
 #[path = "../../common/same.rs"]
 mod same;
 #[path = "../../../proptests/seats.rs"]

@@ -6,6 +6,7 @@ use pcpu::backing::sim::Machine;
 use pcpu::{AllocFlags, Request};
 
 use crate::input::Input;
+use crate::roomy::roomy_machine;
 use crate::seats::{Front, Op, Run, Way};
 use crate::small::small_machine;
 
@@ -15,12 +16,18 @@ const MAX_OPS: usize = 100;
 /// Makes a machine and does what the bytes say.
 pub fn operations(data: &[u8]) {
     let mut input = Input(data);
-    let front = match input.byte() % 4 {
+    let kind = input.byte() % 4;
+    let front = match kind {
         0 => Front::Nothing,
         1 | 2 => Front::Caches,
         _ => Front::Hardened(4 * (1 + input.below(8)), 1 + u32::from(input.byte() % 24)),
     };
-    let mut run = Run::new(&machine(&mut input), front);
+    let shape = if kind == 2 {
+        roomy_machine
+    } else {
+        small_machine
+    };
+    let mut run = Run::new(&machine(shape, &mut input), front);
     for _ in 0..MAX_OPS {
         if input.is_empty() {
             break;
@@ -30,7 +37,7 @@ pub fn operations(data: &[u8]) {
     run.end();
 }
 
-fn machine(input: &mut Input<'_>) -> Machine {
+fn machine(shape: fn(u32) -> Machine, input: &mut Input<'_>) -> Machine {
     let cpus = 1 + u32::from(input.byte() % 4);
     let spare_chunks = u32::from(input.byte() % 2);
     let policy = Policy {
@@ -42,7 +49,7 @@ fn machine(input: &mut Input<'_>) -> Machine {
         ..Policy::default()
     };
     // Caches have their tables on every CPU: one is there from the start.
-    let machine = small_machine(cpus)
+    let machine = shape(cpus)
         .online(1 + u32::from(input.byte()) % cpus)
         .chunks(1 + u32::from(input.byte() % 6))
         .policy(policy);
