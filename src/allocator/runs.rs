@@ -40,8 +40,8 @@ const ROWS_GRANULES: u32 = (ROWS_BYTES / GRANULE_BYTES) as u32;
 pub(super) struct Caches {
     /// Neutral address of the tables of runs.
     pub(super) table: usize,
-    /// Neutral address of the rows that the names stand in of what is stashed; 0 if each stands in the area that was stashed next.
-    rows: usize,
+    /// Neutral address of the rows that the names stand in of what is stashed, if each does not stand in the area that was stashed next.
+    rows: Option<usize>,
     pub(super) cells: Cells,
     /// Not 0 while another CPU's runs are being closed.
     pub(super) gate: AtomicU32,
@@ -58,19 +58,17 @@ impl Caches {
         self.table + STASHES_AT + Stash::table_offset(len)
     }
 
-    /// Where the name stands that is before the area at `address` in the stash at `at`, which names `depth` areas with that.
-    #[inline]
-    pub(super) fn name_at(&self, at: usize, depth: u32, address: usize) -> usize {
-        match self.rows {
-            0 => address,
-            rows => rows + Stash::name_offset(at - self.table - STASHES_AT, depth),
-        }
+    /// Where the name stands that is before what was put last into the stash at `at`, which names `depth` areas with that; `None` if it
+    /// stands in what was put last.
+    #[inline(always)]
+    pub(super) fn name_at(&self, at: usize, depth: u32) -> Option<usize> {
+        Some(self.rows? + Stash::name_offset(at - self.table - STASHES_AT, depth))
     }
 
     /// Whether the area at a neutral address is one of the caches' own.
     #[inline]
     pub(super) fn is_own(&self, address: usize) -> bool {
-        address == self.table || address == self.rows
+        address == self.table || Some(address) == self.rows
     }
 
     /// Where all stashes are.
@@ -135,9 +133,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             .then(|| state.take_in_first_chunk(ROWS_GRANULES, align))
             .flatten();
         // What names are there does not matter.
-        let rows = rows.map_or(0, |rows| {
-            self.geometry.window.base + state.hand_out(&rows).0
-        });
+        let rows = rows.map(|rows| self.geometry.window.base + state.hand_out(&rows).0);
         self.zero(table, TABLE_BYTES);
         // SAFETY: the block has just been allocated with the layout that the cells were added to.
         let cells = unsafe { Cells::new(block, &layout) };

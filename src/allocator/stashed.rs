@@ -40,9 +40,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             self.forget_stash(seat, at, stash);
             return None;
         }
-        let name_at = caches.name_at(at, stash.depth(), address);
-        // SAFETY: the area is ours, and live on every CPU that has memory; so are the rows.
-        let link = unsafe { seat.read_link(name_at) };
+        let link = match caches.name_at(at, stash.depth()) {
+            // SAFETY: the area is ours, and live on every CPU that has memory.
+            None => unsafe { seat.read_link(address) },
+            // SAFETY: the rows live on every CPU that has memory.
+            Some(name_at) => unsafe { seat.read_link(name_at) },
+        };
         let left = first.taken(link);
         // SAFETY: as above.
         match unsafe { seat.replace_word(at, stash.bits(), left.bits()) } {
@@ -127,13 +130,15 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         };
         let at = match area.len() <= OWN_PLACES {
             true => caches.table + STASHES_AT + Stash::own_offset(area.len()),
-            // The table is such an area itself.
+            // The tables are such areas themselves.
             false if caches.is_own(address) => return false,
             false if area.len() > MAX_LEN => return self.free_and_sweep(granule),
             false => caches.stash_of(area.len()),
         };
-        const LEAST_BYTES: usize = OWN_PLACES as usize * GRANULE_BYTES;
-        const { assert!(TABLE_BYTES > LEAST_BYTES && ROWS_BYTES > LEAST_BYTES) };
+        const {
+            let least_bytes = OWN_PLACES as usize * GRANULE_BYTES;
+            assert!(TABLE_BYTES > least_bytes && ROWS_BYTES > least_bytes);
+        }
         // SAFETY: as in `take_stashed`.
         let Some(bits) = (unsafe { seat.peek_word(at) }) else {
             return self.free_and_sweep(granule);
@@ -142,11 +147,13 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let Some(more) = stash.with(granule, area.len(), caches.stash_granules()) else {
             return self.free_and_sweep(granule);
         };
-        let name_at = caches.name_at(at, more.depth(), address);
-        // While the area is the caller's.
-        // SAFETY: nobody uses the area (promise of whoever frees it), which is live on every CPU that has memory; so are the rows, which
-        // hold hints only.
-        unsafe { seat.write_link(name_at, stash.link()) };
+        match caches.name_at(at, more.depth()) {
+            // While the area is the caller's.
+            // SAFETY: nobody uses the area (promise of whoever frees it), which is live on every CPU that has memory.
+            None => unsafe { seat.write_link(address, stash.link()) },
+            // SAFETY: the rows live on every CPU that has memory, and hold hints.
+            Some(name_at) => unsafe { seat.write_link(name_at, stash.link()) },
+        }
         if !area.end() {
             return false;
         }
