@@ -265,6 +265,10 @@ unsafe impl Sync for Machine {}
 impl Machine {
     /// A machine whose CPUs are all there, without caches.
     pub(crate) fn new() -> Self {
+        Self::with_policy(Policy::default())
+    }
+
+    fn with_policy(policy: Policy) -> Self {
         WORDS.with_borrow_mut(HashMap::clear);
         let memory = Memory::get();
         let (mut words, mut offsets) = ([0; storage_words(CPUS)], [0; CPUS as usize]);
@@ -296,7 +300,7 @@ impl Machine {
             empty_pages_low: 0,
             empty_pages_high: 2,
             quiet_frees: 0,
-            ..Policy::default()
+            ..policy
         };
         // SAFETY: the first chunk lies in the region of `contig`, which the instance takes over.
         let pcpu =
@@ -317,9 +321,11 @@ impl Machine {
 
     /// The same with caches, and with rows for the names of what is stashed or without.
     pub(crate) fn with_caches_and_rows(has_rows: bool) -> Self {
-        let mut machine = Self::new();
-        let enabled = machine.pcpu.enable_caches_with(has_rows);
-        enabled.expect("memory for caches");
+        let mut machine = Self::with_policy(Policy {
+            names_in_rows: has_rows,
+            ..Policy::default()
+        });
+        machine.pcpu.enable_caches().expect("memory for caches");
         machine
     }
 

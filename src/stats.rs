@@ -38,7 +38,7 @@ pub struct Stats {
     pub live: u64,
     /// The most live areas ever. Where there are caches, areas count that were idle in them at the time.
     pub live_peak: u64,
-    /// Bytes of live areas, sizes rounded up to the grain.
+    /// Bytes of live areas, sizes rounded up to the grain; those out of caches up to their alignment.
     pub live_bytes: u64,
     /// The most of these bytes ever.
     pub live_peak_bytes: u64,
@@ -452,7 +452,7 @@ pub enum Event {
     },
     /// An area was freed.
     Free {
-        /// Its size, rounded up to the grain, in bytes.
+        /// How long it was, in bytes: its size, rounded up to the grain, or for one out of a cache to its alignment.
         bytes: usize,
         /// Its neutral address.
         address: usize,

@@ -333,7 +333,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         }
         // Who may only try may find the lock taken: then they count as handed out and freed.
         if let Some(mut state) = self.lock(request.flags.contains(AllocFlags::TRY)) {
-            let len_bytes = request.bytes.next_multiple_of(GRANULE_BYTES);
+            let len_bytes = request.key.len() as usize * GRANULE_BYTES;
             let areas = areas.len() as u64;
             state.stats.uncount_allocs(areas, len_bytes);
         }

@@ -161,7 +161,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
 
     /// How many bytes a cache is filled with; also sets what a stash may name.
     fn set_sizes(&self, caches: &Caches, state: &State) -> u64 {
-        let memory_bytes = state.stats.populated_pages * self.geometry.sizes.page_bytes() as u64;
+        let page_bytes = self.geometry.sizes.page_bytes() as u64;
+        let memory_bytes = state.stats.populated_pages * page_bytes - caches.rows_bytes();
         let cpu_bytes = memory_bytes / u64::from(self.units.with_runs.count().max(1));
         let stash_bytes = (cpu_bytes / STASH_SHARE).clamp(STASH_BYTES.start, STASH_BYTES.end);
         caches.set_stash_granules((stash_bytes / GRANULE_BYTES as u64) as u32);

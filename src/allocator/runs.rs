@@ -65,6 +65,11 @@ impl Caches {
         Some(self.rows? + Stash::name_offset(at - self.table - STASHES_AT, depth))
     }
 
+    /// Bytes of memory that holds nothing but names.
+    pub(super) fn rows_bytes(&self) -> u64 {
+        self.rows.map_or(0, |_| ROWS_BYTES as u64)
+    }
+
     /// Whether the area at a neutral address is one of the caches' own.
     #[inline]
     pub(super) fn is_own(&self, address: usize) -> bool {
@@ -95,18 +100,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// Puts a cache in front of the instance for every CPU: [`allocate_at`](Self::allocate_at) and
     /// [`free_at`](Self::free_at) use it. An instance that [is hardened](Self::harden) stays without.
     ///
-    /// It takes 1,792 bytes of every unit in the first chunk. Where 80 KiB are free there it takes 64 KiB of them besides, for names of
-    /// what was freed: who frees an area does not touch its memory then, which is quicker if that is in no processor cache.
+    /// It takes 1,792 bytes of every unit in the first chunk, and what the policy grants for
+    /// [names](super::Policy::names_in_rows).
     ///
     /// # Errors
     /// [`SetupError`] if there is no memory for it; then the instance stays as it was.
     pub fn enable_caches(&mut self) -> Result<(), SetupError> {
-        let has_room = self.state.get_mut().has_room_for_rows(ROWS_GRANULES);
-        self.enable_caches_with(has_room)
-    }
-
-    /// [`enable_caches`](Self::enable_caches) with rows for the names of what is stashed, or without.
-    pub(crate) fn enable_caches_with(&mut self, has_rows: bool) -> Result<(), SetupError> {
         if self.caches.is_some() || self.is_hardened() {
             return Ok(());
         }
@@ -129,11 +128,12 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         };
         let (offset, _) = state.hand_out_area(chunk, area);
         let table = self.geometry.window.base + offset;
-        let rows = has_rows
-            .then(|| state.take_in_first_chunk(ROWS_GRANULES, align))
-            .flatten();
+        let wants_rows = self.policy.names_in_rows;
+        let rows = wants_rows.then(|| state.take_in_first_chunk(ROWS_GRANULES, align));
         // What names are there does not matter.
-        let rows = rows.map(|rows| self.geometry.window.base + state.hand_out(&rows).0);
+        let rows = rows
+            .flatten()
+            .map(|rows| self.geometry.window.base + state.hand_out(&rows).0);
         self.zero(table, TABLE_BYTES);
         // SAFETY: the block has just been allocated with the layout that the cells were added to.
         let cells = unsafe { Cells::new(block, &layout) };
@@ -423,7 +423,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         });
     }
 
-    /// Whether the live area at a neutral address is nobody's: free in a run, or the tables of runs.
+    /// Whether the live area at a neutral address is nobody's: free in a run, or the caches' own.
     pub(super) fn is_own(&self, address: usize) -> bool {
         let Some(caches) = &self.caches else {
             return false;

@@ -32,6 +32,10 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let first = stash.first(class)?;
         let granule = first.granule();
         if !request.key.is_aligned(granule) {
+            // No area of an even length starts there that was stashed: another stash's name.
+            if granule & 1 != 0 {
+                self.forget_stash(seat, at, stash);
+            }
             return None;
         }
         let address = self.geometry.window.base + granule as usize * GRANULE_BYTES;

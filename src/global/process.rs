@@ -26,7 +26,8 @@ const MIN_UNIT_BYTES: usize = 256 << 10;
 /// Room for the static variables of libraries that are loaded at run time; as much as Linux reserves for modules.
 const RESERVED_BYTES: usize = 8 << 10;
 
-/// Room for dynamic variables in the first chunk, before rounding; as much as Linux asks for, and room for names of what is stashed.
+/// Room for dynamic variables in the first chunk, before rounding; as much as Linux asks for, and room for names of what is stashed:
+/// memory of the first chunk is there when it is touched.
 const DYNAMIC_BYTES: usize = (20 << 10) + ROWS_BYTES;
 
 /// The instance of the process, and what is known about it.
@@ -140,6 +141,7 @@ impl Process {
             empty_pages_high: 256,
             quiet_frees: 4096,
             upkeep: UpkeepBy::Callers,
+            names_in_rows: true,
             ..Policy::default()
         };
         // SAFETY: the first chunk lies in `memory`, which the instance takes over.

@@ -1,6 +1,6 @@
 //! A simulated machine with caches, what works on its CPUs, and what is seen of it from outside.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
@@ -72,13 +72,14 @@ pub enum Step {
     Put,
 }
 
-/// A seat that counts how many areas were taken out of runs and how often it changed another CPU's run, and acts before some of
-/// its steps.
+/// A seat that counts how many areas were taken out of runs and how often it changed another CPU's run, acts before some of its
+/// steps, and does others wrongly if it is told to.
 pub struct Watched<F> {
     seat: LockedSeat,
     taken: Cell<u64>,
     changed: Cell<u64>,
     refuses: Cell<bool>,
+    misleads: RefCell<Option<fastrand::Rng>>,
     before: F,
 }
 
@@ -89,6 +90,7 @@ impl<F: Fn(Step)> Watched<F> {
             taken: Cell::new(0),
             changed: Cell::new(0),
             refuses: Cell::new(false),
+            misleads: RefCell::new(None),
             before,
         }
     }
@@ -101,6 +103,19 @@ impl<F: Fn(Step)> Watched<F> {
     /// The next change of both words of a pair comes to nothing, as if the caller had come to another CPU.
     pub fn refuse_next(&self) {
         self.refuses.set(true);
+    }
+
+    /// From now on a third of the names that are read are anything, and a tenth of the changes of a stash come to nothing, as if
+    /// others worked on the CPU at the same time.
+    pub fn mislead(&self, numbers: fastrand::Rng) {
+        *self.misleads.borrow_mut() = Some(numbers);
+    }
+
+    /// Whether it misleads whoever does a step, which it does once in so many times; and to what.
+    fn misled(&self, one_in: u32) -> Option<u32> {
+        let mut misleads = self.misleads.borrow_mut();
+        let numbers = misleads.as_mut()?;
+        (numbers.u32(..one_in) == 0).then(|| numbers.u32(..) >> numbers.u32(..20))
     }
 
     /// How often it changed another CPU's run.
@@ -153,12 +168,13 @@ unsafe impl<F: Fn(Step)> Seat for Watched<F> {
 
     unsafe fn replace_word(&self, at: usize, old: u64, new: u64) -> bool {
         // SAFETY: the promise of the caller.
-        unsafe { self.seat.replace_word(at, old, new) }
+        self.misled(10).is_none() && unsafe { self.seat.replace_word(at, old, new) }
     }
 
     unsafe fn read_link(&self, at: usize) -> u32 {
         // SAFETY: the promise of the caller.
-        unsafe { self.seat.read_link(at) }
+        let link = unsafe { self.seat.read_link(at) };
+        self.misled(3).unwrap_or(link)
     }
 
     unsafe fn write_link(&self, at: usize, link: u32) {

@@ -7,25 +7,15 @@ use pcpu::unit::CpuId;
 use pcpu::{AllocFlags, FreeError, Request};
 
 use crate::copies::{assert_stamped, assert_zero, stamp};
-use crate::machine::{REQUEST, SLOTS, free_at, live_areas, seat, with_caches};
+use crate::machine::{REQUEST, SLOTS, Watched, free_at, idle_areas, live_areas, seat, with_caches};
 use crate::roomy::roomy_machine;
 use crate::small::small_machine;
 
+const CPUS: [CpuId; 2] = [CpuId::new(0), CpuId::new(1)];
+
 /// A machine whose stashes name areas in the areas themselves, and one that has rows for the names.
 fn machines() -> [SimAllocator; 2] {
-    [with_caches(&small_machine(2)), roomy()]
-}
-
-/// One that has rows. Both CPUs have had runs, so that they are as short as on the other.
-fn roomy() -> SimAllocator {
-    let pcpu = with_caches(&roomy_machine(2));
-    for cpu in [0, 1] {
-        let seat = seat(&pcpu, cpu);
-        let area = pcpu.allocate_at(&seat, &Request::new(4, 4)).unwrap();
-        free_at(&pcpu, &seat, area).unwrap();
-        pcpu.drain(&seat);
-    }
-    pcpu
+    [small_machine(2), roomy_machine(2)].map(|machine| with_caches(&machine))
 }
 
 /// So many areas of a CPU, of which the first belong to no run any more.
@@ -41,7 +31,7 @@ fn handed_out_again_by_the_cpu_that_freed_them() {
         let here = seat(&pcpu, 0);
         let mut live = allocate(&pcpu, 0, 4 * SLOTS);
         // Nothing is left of the run.
-        for cpu in [0, 1].map(CpuId::new) {
+        for cpu in CPUS {
             live.iter()
                 .for_each(|&area| assert_zero(&pcpu, (area, 64), cpu));
         }
@@ -58,7 +48,7 @@ fn handed_out_again_by_the_cpu_that_freed_them() {
                     Ok(area),
                     "the last first"
                 );
-                for cpu in [0, 1].map(CpuId::new) {
+                for cpu in CPUS {
                     assert_zero(&pcpu, (area, 64), cpu);
                 }
                 live.push(area);
@@ -202,10 +192,72 @@ fn memory_goes_back() {
     }
 }
 
+/// Whatever stands where names are read, no area is handed out twice, none is lost, all are aligned, and all are counted.
+#[test]
+fn names_that_are_anything() {
+    for seed in 0..4 {
+        for pcpu in machines() {
+            let mut numbers = fastrand::Rng::with_seed(seed);
+            let seats = [0, 1].map(|cpu| {
+                let watched = Watched::new(seat(&pcpu, cpu), |_| ());
+                watched.mislead(numbers.fork());
+                watched
+            });
+            let mut live = Vec::new();
+            let mut allocs = pcpu.stats().allocs;
+            for step in 0..10_000 {
+                let here = &seats[numbers.usize(..2)];
+                if numbers.bool() && live.len() < 300 {
+                    let shapes = [(132, 4), (136, 8), (12, 8), (16, 16), (64, 8), (64, 64)];
+                    let (bytes, align) = match numbers.usize(..8) {
+                        6 => (numbers.usize(129..400), 4),
+                        7 => (numbers.usize(1..2000), 1 << numbers.u32(..9)),
+                        shape => shapes[shape],
+                    };
+                    let area = pcpu.allocate_at(here, &Request::new(bytes, align)).unwrap();
+                    assert!(area.is_multiple_of(align));
+                    CPUS.iter()
+                        .for_each(|&cpu| assert_zero(&pcpu, (area, bytes), cpu));
+                    stamp(&pcpu, (area, bytes));
+                    live.push((area, bytes));
+                    allocs += 1;
+                } else if !live.is_empty() {
+                    let (area, bytes) = live.swap_remove(numbers.usize(..live.len()));
+                    CPUS.iter()
+                        .for_each(|&cpu| assert_stamped(&pcpu, (area, bytes), cpu));
+                    free_at(&pcpu, here, area).unwrap();
+                    free_at(&pcpu, here, area).unwrap_err();
+                }
+                if step % 499 == 0 {
+                    let stats = pcpu.stats();
+                    let counted = (stats.allocs, stats.live, stats.late_errors);
+                    assert_eq!(counted, (allocs, live.len() as u64, 0));
+                    let areas: BTreeSet<_> = live.iter().map(|area| area.0).collect();
+                    assert!(live_areas(&pcpu).into_keys().eq(areas));
+                }
+            }
+        }
+    }
+}
+
+/// Rows need room in the first chunk. Neither they nor the tables are requests that the counters tell of.
+#[test]
+fn what_caches_take_of_the_first_chunk() {
+    let policy = *with_caches(&roomy_machine(2)).policy();
+    let cramped = with_caches(&small_machine(2).policy(policy));
+    let [without, with] = machines();
+    for (pcpu, tables) in [(cramped, 1), (without, 1), (with, 2)] {
+        assert_eq!(idle_areas(&pcpu).len(), tables);
+        pcpu.visit_chunks(|chunk| assert_eq!(chunk.largest_ever_bytes, 0));
+        let stats = pcpu.stats();
+        assert_eq!((stats.allocs, stats.live, stats.live_peak), (0, 0, 0));
+    }
+}
+
 /// Whoever frees an area does not touch its memory, if there are rows for the names.
 #[test]
 fn what_is_freed_is_left_as_it_is() {
-    let pcpu = roomy();
+    let pcpu = with_caches(&roomy_machine(2));
     let here = seat(&pcpu, 0);
     let mut freed = allocate(&pcpu, 0, 4 * SLOTS);
     freed.truncate(2 * SLOTS);

@@ -12,6 +12,7 @@ use pcpu::{AllocError, AllocFlags, FreeError, FreeFlags, Request};
 
 use crate::copies::{assert_stamped, assert_zero, stamp_one};
 use crate::machine::{seat, with_caches};
+use crate::roomy::roomy_machine;
 use crate::small::{UNIT_BYTES, small_machine};
 
 const CPUS: u32 = 8;
@@ -136,8 +137,12 @@ impl Drop for AtWork<'_> {
 
 #[test]
 fn cpus_come_while_others_work() {
-    let machine = small_machine(CPUS).online(1);
-    for machine in [machine.clone(), machine.dirty_memory()] {
+    let [machine, roomy] = [small_machine(CPUS), roomy_machine(CPUS)].map(|all| all.online(1));
+    for machine in [
+        machine.clone(),
+        machine.dirty_memory(),
+        roomy.dirty_memory(),
+    ] {
         let pcpu = &with_caches(&machine);
         let done = &AtomicUsize::new(0);
         let at_work = &AtomicU32::new(CPUS);

@@ -1,5 +1,6 @@
-//! A machine whose caches have room in the first chunk for names of what is stashed.
+//! A machine whose caches keep the names of what is stashed in rows.
 
+use pcpu::allocator::Policy;
 use pcpu::backing::sim::Machine;
 use pcpu::unit::FirstChunkSpec;
 
@@ -11,5 +12,10 @@ pub fn roomy_machine(cpus: u32) -> Machine {
         dyn_bytes: 96 << 10,
         ..FirstChunkSpec::default()
     };
-    small_machine(cpus).spec(spec).unit_bytes(4 * UNIT_BYTES)
+    let policy = Policy {
+        names_in_rows: true,
+        ..Policy::default()
+    };
+    let machine = small_machine(cpus).unit_bytes(4 * UNIT_BYTES);
+    machine.spec(spec).policy(policy)
 }

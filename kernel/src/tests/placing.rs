@@ -41,9 +41,9 @@ define_per_cpu_in! {
     static NMIS: CpuCell<u64> = CpuCell::new(0);
 }
 
-/// Lengths that are no multiple of their alignment are in no cache.
-const OWN: Request = Request::new(20, 8);
-const BY_HANDLER: Request = Request::new(36, 8);
+/// What would be longer by more than a third as a multiple of its alignment is in no cache.
+const OWN: Request = Request::new(20, 16);
+const BY_HANDLER: Request = Request::new(36, 32);
 
 fn allocate_and_free() {
     let variable = alloc_percpu_bytes::<Kernel>(&OWN);

@@ -22,9 +22,6 @@ const LEAST_GRANULES: u32 = 32;
 const LEAST_GRANULES_AT_PEAK: u32 = 8;
 const LEAST_SLOTS: u32 = 2;
 
-/// Granules that the first chunk has left if it has room for names of what is stashed: 16 KiB.
-const LEFT_BEHIND_ROWS: u32 = 4096;
-
 /// An area that has been taken, not handed out yet.
 #[derive(Debug)]
 pub(in crate::allocator) struct Taken {
@@ -373,18 +370,19 @@ impl State {
         self.directory.longest_ready() >= granules
     }
 
-    /// Whether the first chunk, which is the only one, has room for the names of what is stashed, and enough beside.
-    pub(in crate::allocator) fn has_room_for_rows(&self, granules: u32) -> bool {
-        self.directory.longest_ready() >= granules + LEFT_BEHIND_ROWS
-    }
-
     /// Takes an area of the first chunk that is the instance's own, and counts as nobody's.
     pub(in crate::allocator) fn take_in_first_chunk(
         &mut self,
         granules: u32,
         align: u32,
     ) -> Option<Taken> {
-        self.take_at(0, granules, align)
+        let Place::Chunk(chunk) = self.directory.get(0) else {
+            return None;
+        };
+        let largest = self.body(chunk).largest;
+        let taken = self.take(chunk, granules, align);
+        self.body_mut(chunk).largest = largest;
+        taken
     }
 
     /// Notes that an area is handed out; returns its offset in the unit and the part of it, counted from there, that may

@@ -22,12 +22,7 @@ pub fn operations(data: &[u8]) {
         1 | 2 => Front::Caches,
         _ => Front::Hardened(4 * (1 + input.below(8)), 1 + u32::from(input.byte() % 24)),
     };
-    let shape = if kind == 2 {
-        roomy_machine
-    } else {
-        small_machine
-    };
-    let mut run = Run::new(&machine(shape, &mut input), front);
+    let mut run = Run::new(&machine(kind == 2, &mut input), front);
     for _ in 0..MAX_OPS {
         if input.is_empty() {
             break;
@@ -37,7 +32,7 @@ pub fn operations(data: &[u8]) {
     run.end();
 }
 
-fn machine(shape: fn(u32) -> Machine, input: &mut Input<'_>) -> Machine {
+fn machine(has_rows: bool, input: &mut Input<'_>) -> Machine {
     let cpus = 1 + u32::from(input.byte() % 4);
     let spare_chunks = u32::from(input.byte() % 2);
     let policy = Policy {
@@ -46,10 +41,16 @@ fn machine(shape: fn(u32) -> Machine, input: &mut Input<'_>) -> Machine {
         spare_chunks_max: spare_chunks * 4,
         empty_pages_high: u32::from(input.byte() % 6),
         quiet_frees: 1 + u32::from(input.byte() % 20),
+        names_in_rows: has_rows,
         ..Policy::default()
     };
     // Caches have their tables on every CPU: one is there from the start.
-    let machine = shape(cpus)
+    let machine = if has_rows {
+        roomy_machine
+    } else {
+        small_machine
+    };
+    let machine = machine(cpus)
         .online(1 + u32::from(input.byte()) % cpus)
         .chunks(1 + u32::from(input.byte() % 6))
         .policy(policy);

@@ -22,8 +22,8 @@ const NAMES: [(&str, Method); 7] = [
     ("replay", Method::Rseq),
 ];
 
-/// Those of which one iteration may take many milliseconds.
-const LONG: [&str; 2] = ["churn", "replay"];
+/// Those of which one iteration may take many milliseconds, or that two threads are at, who must have found their pace.
+const LONG: [&str; 3] = ["churn", "replay", "threads"];
 
 /// The benchmarks, built.
 #[derive(Debug)]
