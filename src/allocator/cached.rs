@@ -256,8 +256,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         let [slots, run] = unsafe { seat.take_slot(at, class.bits(), Class::MASK, &caches.gate)? };
         // Whatever waits for the slot comes last.
         let base = self.geometry.window.base + Run::from_bits(run).base() as usize * GRANULE_BYTES;
-        let from_base = slots.trailing_zeros() * request.key.len();
-        let address = base + from_base as usize * GRANULE_BYTES;
+        let from_base = slots.trailing_zeros() as usize * request.key.len_bytes();
+        let address = base + from_base;
         Some((address, slots & FRESH != 0))
     }
 

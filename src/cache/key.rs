@@ -16,6 +16,8 @@ pub(crate) struct CacheKey {
     stash_at: u16,
     /// The class's length, in granules.
     len: u16,
+    /// The same in bytes.
+    len_bytes: u16,
     /// Bits that are clear in the granules that areas of the class start at.
     misaligned: u16,
 }
@@ -27,6 +29,7 @@ impl CacheKey {
         run_at: 0,
         stash_at: 0,
         len: 0,
+        len_bytes: 0,
         misaligned: 0,
     };
 
@@ -42,6 +45,7 @@ impl CacheKey {
                 run_at: class.table_offset() as u16,
                 stash_at: Stash::table_offset(class.len()) as u16,
                 len: class.len() as u16,
+                len_bytes: (class.len() as usize * GRANULE_BYTES) as u16,
                 misaligned: (class.align() - 1) as u16,
             },
             _ => Self::NONE,
@@ -74,6 +78,11 @@ impl CacheKey {
     #[inline]
     pub(crate) fn len(self) -> u32 {
         self.len.into()
+    }
+
+    #[inline]
+    pub(crate) fn len_bytes(self) -> usize {
+        self.len_bytes.into()
     }
 
     /// Whether an area of the class may start at `granule`.
