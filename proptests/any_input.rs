@@ -224,6 +224,7 @@ proptest! {
         empty_pages_high in any_count(),
         quiet_frees in any_count(),
         by_callers in any::<bool>(),
+        names_in_rows in any::<bool>(),
         requests in prop::collection::vec((any_size(), 0_u32..14), 1..20),
     ) {
         let policy = Policy {
@@ -238,6 +239,7 @@ proptest! {
                 true => UpkeepBy::Callers,
                 false => UpkeepBy::Owner,
             },
+            names_in_rows,
         };
         let machine = Machine::new(2).chunks(5).checked().policy(policy);
         let pcpu = match machine.build() {

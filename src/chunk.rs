@@ -99,18 +99,19 @@ impl PageMask {
     }
 }
 
-/// A chunk.
+/// A chunk. What is looked at without the lock lies on its first line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Chunk {
-    link: LinkedListLink,
-    /// Its place in the window.
-    pub(crate) place: u32,
-    /// Its metadata block.
-    pub(crate) block: (NonNull<u8>, Layout),
-    /// The marks of its granules, for whoever frees without the lock.
-    marks: Marks,
     /// The granule of the unit that the marks begin with.
     first_granule: u32,
+    /// Its place in the window.
+    pub(crate) place: u32,
+    /// The marks of its granules, for whoever frees without the lock.
+    marks: Marks,
+    link: LinkedListLink,
+    /// Its metadata block.
+    pub(crate) block: (NonNull<u8>, Layout),
     body: UnsafeCell<Body>,
 }
 

@@ -141,7 +141,8 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         };
         const {
             let least_bytes = OWN_PLACES as usize * GRANULE_BYTES;
-            assert!(TABLE_BYTES > least_bytes && ROWS_BYTES > least_bytes);
+            assert!(TABLE_BYTES > least_bytes);
+            assert!(ROWS_BYTES > least_bytes);
         }
         // SAFETY: as in `take_stashed`.
         let Some(bits) = (unsafe { seat.peek_word(at) }) else {

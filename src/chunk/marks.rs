@@ -68,15 +68,16 @@ impl MarksLayout {
 
 /// The marks of a region.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Marks {
     words: MetaSlice<AtomicU64>,
-    /// About how many areas that start in a page were freed since it was swept.
+    /// Pages with areas that start there and were freed since they were swept.
+    freed_pages: MetaSlice<AtomicU64>,
+    page_len: PageLen,
+    /// About how many of them.
     freed: MetaSlice<AtomicU8>,
     /// A word of each page that a live area started in when that was looked for last: a hint.
     live_words: MetaSlice<AtomicU8>,
-    /// Pages with any of these.
-    freed_pages: MetaSlice<AtomicU64>,
-    page_len: PageLen,
 }
 
 /// The word that a live area starts in, as it was found.
