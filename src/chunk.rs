@@ -99,7 +99,7 @@ impl PageMask {
     }
 }
 
-/// A chunk. What is looked at without the lock lies on its first line.
+/// A chunk. What a free into a stash, and a request out of one, look at lies on its first line.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Chunk {
