@@ -17,7 +17,7 @@ pub use seat::{Here, Seat};
 
 pub(crate) use cells::{Cells, CellsLayout};
 pub(crate) use key::{CacheKey, ClassLimit};
-pub(crate) use stash::{MOST_GRANULES, OWN_PLACES, ROWS_BYTES, Stash};
+pub(crate) use stash::{First, MOST_GRANULES, OWN_PLACES, ROWS_BYTES, Stash};
 
 mod cells;
 mod key;

@@ -10,11 +10,19 @@ use super::PerCpuAllocator;
 use super::runs::Caches;
 use super::state::State;
 use crate::backing::Backing;
-use crate::cache::{Class, MAX_LEN, OWN_PLACES, ROWS_BYTES, STASHES_AT, Seat, Stash, TABLE_BYTES};
+use crate::cache::{
+    Class, First, MAX_LEN, OWN_PLACES, ROWS_BYTES, STASHES_AT, Seat, Stash, TABLE_BYTES,
+};
 use crate::request::{AllocFlags, Request};
 use crate::stats::Stats;
 use crate::sync::{self, Ordering};
 use crate::unit::GRANULE_BYTES;
+
+/// Names of a stash that are tried behind one that is stale.
+const TRIES: u32 = 8;
+
+/// What a stash names is not there to be taken.
+struct Stale;
 
 impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
     /// An area out of the current CPU's stash: its address.
@@ -38,11 +46,27 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             }
             return None;
         }
+        match self.take_first(caches, seat, at, request, (stash, first)) {
+            Ok(address) => address,
+            Err(Stale) => self.take_behind(caches, seat, at, request, (stash, class)),
+        }
+    }
+
+    /// Takes the area that a stash names first, if it is still there to be taken.
+    #[inline(always)]
+    fn take_first(
+        &self,
+        caches: &Caches,
+        seat: &impl Seat,
+        at: usize,
+        request: &Request,
+        (stash, first): (Stash, First),
+    ) -> Result<Option<usize>, Stale> {
+        let granule = first.granule();
         let address = self.geometry.window.base + granule as usize * GRANULE_BYTES;
         let (place, in_unit) = self.place_of(granule);
         if !self.places.reuse(place, in_unit, request.key.len()) {
-            self.forget_stash(seat, at, stash);
-            return None;
+            return Err(Stale);
         }
         let link = match caches.name_at(at, stash.depth()) {
             // SAFETY: the area is ours, and live on every CPU that has memory.
@@ -51,20 +75,60 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             Some(name_at) => unsafe { seat.read_link(name_at) },
         };
         let left = first.taken(link);
-        // SAFETY: as above.
+        // SAFETY: as in `take_stashed`.
         match unsafe { seat.replace_word(at, stash.bits(), left.bits()) } {
-            true => Some(address),
-            false => self.take_out(seat, at, request, address, link),
+            true => Ok(Some(address)),
+            false => Ok(self.take_out(seat, at, request, address, link)),
         }
     }
 
-    /// Empties a stash whose first area has been swept: most likely so have the others. There may be something to sweep.
+    /// Takes an area of a stash whose first one has been swept. Where the names stand in the areas, they went with it; in rows they are
+    /// what they were, and a few of them are tried: those of a large instance that one page was swept of are few.
+    #[inline(never)]
+    fn take_behind(
+        &self,
+        caches: &Caches,
+        seat: &impl Seat,
+        at: usize,
+        request: &Request,
+        (mut stash, class): (Stash, Class),
+    ) -> Option<usize> {
+        for _ in 0..TRIES {
+            let Some(name_at) = caches.name_at(at, stash.depth()) else {
+                break;
+            };
+            self.note_chunk_of(stash);
+            // SAFETY: the rows live on every CPU that has memory.
+            let left = stash.dropped(unsafe { seat.read_link(name_at) });
+            // SAFETY: as in `take_stashed`.
+            if !unsafe { seat.replace_word(at, stash.bits(), left.bits()) } {
+                return None;
+            }
+            stash = left;
+            let first = stash.first(class)?;
+            if !request.key.is_aligned(first.granule()) {
+                return None;
+            }
+            if let Ok(address) = self.take_first(caches, seat, at, request, (stash, first)) {
+                return address;
+            }
+        }
+        self.forget_stash(seat, at, stash);
+        None
+    }
+
+    /// Empties a stash whose first area has been swept: most likely so have the others.
     #[inline(never)]
     fn forget_stash(&self, seat: &impl Seat, at: usize, stash: Stash) {
-        let (place, _) = self.place_of(stash.head());
-        self.places.note_chunk(place);
+        self.note_chunk_of(stash);
         // SAFETY: as in `take_stashed`.
         unsafe { seat.replace_word(at, stash.bits(), stash.cleared().bits()) };
+    }
+
+    /// Notes that there may be something to sweep where a stash's first area was found to be none, or another.
+    fn note_chunk_of(&self, stash: Stash) {
+        let (place, _) = self.place_of(stash.head());
+        self.places.note_chunk(place);
     }
 
     /// Counts an area that was made live again, and takes it out of the stash if it is still the first one there.

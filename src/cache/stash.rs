@@ -196,6 +196,13 @@ impl Stash {
         Self((taken & !field_mask(HEAD) | next) - ONE)
     }
 
+    /// Without the area that was put last, which was put after `link`.
+    #[inline]
+    pub(crate) fn dropped(self, link: u32) -> Self {
+        debug_assert!(self.depth() > 0);
+        Self((self.0 & !field_mask(HEAD) | u64::from(link) & field_mask(HEAD)) - ONE)
+    }
+
     /// Whether it must be settled before it serves areas of `len` granules.
     pub(crate) fn is_due(self, len: u32) -> bool {
         self.len() != len || self.taken() >= TAKEN_MAX

@@ -240,6 +240,35 @@ fn names_that_are_anything() {
     }
 }
 
+/// What is named behind areas that were swept is still handed out, if the names stand in rows.
+#[test]
+fn behind_what_was_swept() {
+    let pcpu = with_caches(&roomy_machine(2));
+    let here = seat(&pcpu, 0);
+    let live = allocate(&pcpu, 0, 300);
+    let of_page = |page: usize| -> Vec<usize> {
+        let pages = live
+            .iter()
+            .filter(|&&area| area / 4096 == live[0] / 4096 + page);
+        pages.copied().collect()
+    };
+    let [first, second] = [1, 2].map(of_page);
+    let (kept, swept) = (&second[..4], &first[..4]);
+    for &area in kept.iter().chain(swept) {
+        free_at(&pcpu, &here, area).unwrap();
+    }
+    // So many of them that their page is swept.
+    for &area in &first[4..40] {
+        // SAFETY: nobody uses the area.
+        unsafe { pcpu.free(area) }.unwrap();
+    }
+    // What is left of the run comes before.
+    let mut next = core::iter::repeat_with(|| pcpu.allocate_at(&here, &REQUEST).unwrap());
+    let from_stash = next.by_ref().take(SLOTS).position(|area| area == kept[3]);
+    assert!(from_stash.is_some());
+    assert!(next.take(3).eq(kept[..3].iter().rev().copied()));
+}
+
 /// Rows need room in the first chunk. Neither they nor the tables are requests that the counters tell of.
 #[test]
 fn what_caches_take_of_the_first_chunk() {
