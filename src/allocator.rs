@@ -98,7 +98,7 @@ pub struct Policy {
     /// Whether allocating and freeing runs the upkeep by itself.
     pub upkeep: UpkeepBy,
     /// Whether [caches](PerCpuAllocator::enable_caches) keep the names of what they stash in rows of their own, if the first chunk has
-    /// room for them when they are set up: 64,788 bytes of every unit. Otherwise a name stands in the area that was freed next; with rows
+    /// room for them when they are set up: 64,896 bytes of every unit. Otherwise a name stands in the area that was freed next; with rows
     /// who frees an area does not touch its memory, which is quicker where many areas are live.
     pub names_in_rows: bool,
 }

@@ -10,6 +10,7 @@
 //!
 //! That word also counts the areas that were handed out again; whoever holds the allocator's lock adds that up.
 
+use super::cells::WINDOW_BYTES;
 use super::{Class, MAX_LEN, RUNS, field, field_mask, places};
 
 /// Stashes that a CPU has.
@@ -40,8 +41,9 @@ static ROWS: [u16; STASHES + 1] = {
     rows
 };
 
-/// Bytes of a CPU's rows of names.
-pub(crate) const ROWS_BYTES: usize = ROWS[STASHES] as usize * size_of::<u32>();
+/// Bytes of a CPU's rows of names: whole windows, as the tables have, so that what lies behind is aligned as it was.
+pub(crate) const ROWS_BYTES: usize =
+    (ROWS[STASHES] as usize * size_of::<u32>()).next_multiple_of(WINDOW_BYTES);
 
 /// The place of a length in a CPU's table: small ones have a place each, the others share.
 static PLACES: [u8; 1 << LEN.1] = places(STASHES);
