@@ -3,10 +3,10 @@
 //! To the rest of the allocator they are what all freed areas are: marked as freed, and to be swept by whoever needs the
 //! room. So the list is a hint, and what it names may be gone: an area that is taken from it is handed out only if its mark
 //! could be turned back. One word in the CPU's unit names the last area put. The name of the one before it stands in a row of names
-//! that the CPU has for the stash; where there is no room for such rows, in the area's first granule on that CPU.
+//! that the CPU has for the stash; if there are no rows, in the area's first granule on that CPU.
 //!
-//! A row spares whoever frees an area that is in no processor cache a touch of it. Rows are of use to hints only: who is interrupted
-//! on the way may write a name where another one stands by then.
+//! With rows nobody who frees an area touches it. What stands there is of use as a hint only: who is interrupted on the way may write a
+//! name where another one stands by then.
 //!
 //! That word also counts the areas that were handed out again; whoever holds the allocator's lock adds that up.
 
