@@ -18,7 +18,7 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use lock_api::RawMutex;
 use zerocopy::FromZeros;
 
-use crate::allocator::{PerCpuAllocator, Region};
+use crate::allocator::{NotPut, PerCpuAllocator, Region};
 use crate::backing::Backing;
 use crate::cache::{Here, LockedSeat};
 use crate::cpus::Units;
@@ -131,13 +131,20 @@ pub unsafe trait Domain: Sized + 'static {
     ///
     /// # Safety
     /// As there.
+    #[inline(always)]
     unsafe fn free(address: usize, flags: FreeFlags) -> Result<(), FreeError> {
         if Self::Ops::ON_ANY_COPY {
             // SAFETY: the promise of the caller.
-            return unsafe { Self::allocator().free_at(&locked_seat::<Self>(), address, flags) };
+            return unsafe { free_by_locked_steps::<Self>(address, flags) };
         }
         // SAFETY: the promise of the caller; this is the domain's instance.
-        unsafe { Self::allocator().free_at(&Here::<Self>::new(), address, flags) }
+        unsafe {
+            let allocator = Self::allocator();
+            match allocator.put_own_at(&Here::<Self>::new(), address, flags) {
+                Ok(()) => Ok(()),
+                Err(why) => free_past_own::<Self>(allocator, address, flags, why),
+            }
+        }
     }
 
     /// [`PerCpuAllocator::bring_up`].
@@ -152,6 +159,34 @@ pub unsafe trait Domain: Sized + 'static {
     fn region(neutral: usize) -> Option<Region> {
         Self::allocator().region(neutral)
     }
+}
+
+/// Frees where all steps are LOCKed.
+///
+/// # Safety
+/// As [`Domain::free`].
+#[inline(never)]
+unsafe fn free_by_locked_steps<D: Domain>(
+    address: usize,
+    flags: FreeFlags,
+) -> Result<(), FreeError> {
+    // SAFETY: the promise of the caller.
+    unsafe { D::allocator().free_at(&locked_seat::<D>(), address, flags) }
+}
+
+/// Frees what was not put back into a run of the CPU.
+///
+/// # Safety
+/// As [`Domain::free`]; `allocator` is the domain's.
+#[inline(never)]
+pub(crate) unsafe fn free_past_own<D: Domain>(
+    allocator: &PerCpuAllocator<D::Backing, D::Lock>,
+    address: usize,
+    flags: FreeFlags,
+    why: NotPut,
+) -> Result<(), FreeError> {
+    // SAFETY: the promises of the caller.
+    unsafe { allocator.free_past_own_at(&Here::<D>::new(), address, flags, why) }
 }
 
 /// The seat of the CPU that the caller is on, for a domain whose operations are right [on any

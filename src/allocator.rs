@@ -28,6 +28,7 @@ use crate::request::{AllocError, CpuError, FreeError, FreeFlags, Request, SetupE
 use crate::stats::EventHook;
 use crate::sync::{AtomicU8, Ordering};
 use crate::unit::{CpuId, FirstChunk, GRANULE_BYTES, Regions, UnitSizes};
+pub(crate) use cached::NotPut;
 use cached::Served;
 use hardened::Hardened;
 use runs::Caches;

@@ -15,7 +15,7 @@ use crate::unit::{CpuId, GRANULE_BYTES};
 pub use locked_seat::LockedSeat;
 pub use seat::{Here, Seat};
 
-pub(crate) use cells::{Cells, CellsLayout};
+pub(crate) use cells::{Cells, CellsLayout, Look};
 pub(crate) use key::{CacheKey, ClassLimit};
 pub(crate) use stash::{First, MOST_GRANULES, OWN_PLACES, ROWS_BYTES, Stash};
 
@@ -272,20 +272,66 @@ impl Run {
     pub(crate) fn slot_at(self, granule: u32) -> Option<u32> {
         let len = self.class().len();
         debug_assert!(len > 0, "of an open run");
+        self.slot_by(granule, RECIPROCALS[len as usize])
+    }
+
+    /// [`slot_at`](Self::slot_at) with the reciprocal of the run's length; `None` perhaps if it is that of another.
+    #[inline(always)]
+    fn slot_by(self, granule: u32, reciprocal: u32) -> Option<u32> {
         let from_base = granule.wrapping_sub(self.base());
-        // Right where the quotient is whole and small; never below it.
-        let scaled = u64::from(from_base) * u64::from(RECIPROCALS[len as usize]);
-        let slot = (scaled >> 31) as u32;
-        (slot.wrapping_mul(len) == from_base && slot < self.slots()).then_some(slot)
+        // Right for every start of a slot. What comes out for others is none that starts there.
+        let slot = from_base.wrapping_mul(reciprocal) >> RECIPROCAL_SHIFT;
+        let is_start = slot.wrapping_mul(self.class().len()) == from_base;
+        (is_start && slot < self.slots()).then_some(slot)
     }
 }
 
-/// 2^31 / len, rounded up: `from_base` is less than 2^15, so that the error stays below 1.
+/// How whoever puts an area of a run back finds the slot and the pair, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Guide(u32);
+
+impl Guide {
+    /// A reciprocal is 2^16 at most.
+    const PAIR_AT: u32 = RECIPROCAL_SHIFT + 1;
+
+    fn of(run: Run) -> Self {
+        const { assert!(TABLE_BYTES <= 1 << (u32::BITS - Self::PAIR_AT)) };
+        let class = run.class();
+        let pair_at = class.table_offset() as u32;
+        Self(pair_at << Self::PAIR_AT | RECIPROCALS[class.len() as usize])
+    }
+
+    #[inline]
+    fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Of the run's length.
+    #[inline]
+    fn reciprocal(self) -> u32 {
+        self.0 & ((1 << Self::PAIR_AT) - 1)
+    }
+
+    /// Where the run's pair is in its CPU's table, in bytes.
+    #[inline]
+    fn pair_at(self) -> usize {
+        (self.0 >> Self::PAIR_AT) as usize
+    }
+}
+
+/// By how much what a reciprocal was multiplied by is shifted.
+const RECIPROCAL_SHIFT: u32 = 16;
+
+/// 2^16 / len, rounded up: `from_base` is less than 2^15 where it counts, so that the error stays below 1, and nothing overflows.
 static RECIPROCALS: [u32; 1 << LEN.1] = {
     let mut table = [0; 1 << LEN.1];
     let mut len = 1;
     while len < table.len() {
-        table[len] = (1_u32 << 31).div_ceil(len as u32);
+        table[len] = (1_u32 << RECIPROCAL_SHIFT).div_ceil(len as u32);
         len += 1;
     }
     table
@@ -336,6 +382,27 @@ mod tests {
                     .iter()
                     .all(|&at| (count / 2..count).contains(&at.into()))
             );
+        }
+    }
+
+    /// A guide may be that of another run: it leads to the right slot, or to none.
+    #[test]
+    fn another_runs_guide_leads_nowhere_else() {
+        let closed = Run::closed(CpuId::new(3)).unwrap();
+        let lens = (1..=40).chain((41..=MAX_LEN).step_by(61)).chain([MAX_LEN]);
+        for len in lens.clone() {
+            let class = Class(u64::from(len) << LEN.0);
+            let run = Run::open(closed, class, 64, 32);
+            let own = Guide::of(run);
+            assert_eq!(own.pair_at(), class.table_offset());
+            for granule in 0..64 + 33 * len {
+                let slot = run.slot_at(granule);
+                assert_eq!(run.slot_by(granule, own.reciprocal()), slot);
+                for other in lens.clone() {
+                    let found = run.slot_by(granule, RECIPROCALS[other as usize]);
+                    assert!(found.is_none() || found == slot, "{len} {other} {granule}");
+                }
+            }
         }
     }
 

@@ -58,7 +58,7 @@ use std::vec::Vec;
 use zerocopy::FromZeros;
 
 use crate::alloc_api::{Domain, Global, PerCpuPtr, alloc_percpu_in, alloc_percpu_many_in};
-use crate::allocator::{PerCpuAllocator, Region};
+use crate::allocator::{NotPut, PerCpuAllocator, Region};
 use crate::backing::mmap::Mmap;
 use crate::cache::{Here, LockedSeat};
 use crate::cpus::Units;
@@ -111,25 +111,17 @@ unsafe impl Domain for Global {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn allocate(request: &Request) -> Result<usize, AllocError> {
         match ready() {
-            Some(allocator) => {
-                // SAFETY: it is the domain's instance.
-                let here = unsafe { Here::<Self>::new() };
-                allocator.allocate_at(&here, request)
-            }
+            Some(allocator) => allocate_ready(allocator, request),
             None => allocate_otherwise(request),
         }
     }
 
     fn allocate_many(request: &Request, out: &mut [usize]) -> Result<(), AllocError> {
         match (ready(), module::host()) {
-            (Some(allocator), _) => {
-                // SAFETY: it is the domain's instance.
-                let here = unsafe { Here::<Self>::new() };
-                allocator.allocate_many_at(&here, request, out)
-            }
+            (Some(allocator), _) => allocator.allocate_many_at(&here(), request, out),
             (None, Some(host)) => host.allocate_many(request, out),
             (None, None) => {
                 let process = process();
@@ -141,12 +133,15 @@ unsafe impl Domain for Global {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     unsafe fn free(address: usize, flags: FreeFlags) -> Result<(), FreeError> {
-        // SAFETY: the promise of the caller; it is the domain's instance.
+        // SAFETY: the promise of the caller.
         unsafe {
             match ready() {
-                Some(allocator) => allocator.free_at(&Here::<Self>::new(), address, flags),
+                Some(allocator) => match allocator.put_own_at(&here(), address, flags) {
+                    Ok(()) => Ok(()),
+                    Err(why) => free_past_own(allocator, address, flags, why),
+                },
                 None => free_otherwise(address, flags),
             }
         }
@@ -360,6 +355,34 @@ fn ready() -> Option<&'static GlobalAllocator> {
     let ready = NonNull::new(READY.load(Ordering::Acquire));
     // SAFETY: an instance that was made lives as long as the process.
     ready.map(|ready| unsafe { ready.as_ref() })
+}
+
+/// The caller, on whatever CPU.
+#[inline(always)]
+fn here() -> Here<Global> {
+    // SAFETY: it is used with the instance of the process only.
+    unsafe { Here::new() }
+}
+
+/// Allocates where the instance is ready.
+#[inline(never)]
+fn allocate_ready(allocator: &GlobalAllocator, request: &Request) -> Result<usize, AllocError> {
+    allocator.allocate_at(&here(), request)
+}
+
+/// Frees what was not put back into a run of the CPU.
+///
+/// # Safety
+/// As [`Domain::free`].
+#[inline(never)]
+unsafe fn free_past_own(
+    allocator: &GlobalAllocator,
+    address: usize,
+    flags: FreeFlags,
+    why: NotPut,
+) -> Result<(), FreeError> {
+    // SAFETY: the promise of the caller.
+    unsafe { allocator.free_past_own_at(&here(), address, flags, why) }
 }
 
 /// The seat of the CPU that the caller was on a moment ago, where all steps are LOCKed: a request finds the CPU once, not for each

@@ -8,7 +8,7 @@ use lock_api::RawMutex;
 use super::runs::Caches;
 use super::{PerCpuAllocator, SWEEP_DUE, UPKEEP_DUE, WATCHED};
 use crate::backing::Backing;
-use crate::cache::{Class, ClassLimit, REACH_GRANULES, Run, Seat};
+use crate::cache::{Class, ClassLimit, Look, REACH_GRANULES, Run, Seat};
 use crate::request::{AllocError, AllocFlags, FreeError, FreeFlags, Request};
 use crate::sync::{AtomicU64, Ordering};
 use crate::this_cpu::Put;
@@ -74,14 +74,87 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         address: usize,
         flags: FreeFlags,
     ) -> Result<(), FreeError> {
-        let granule = self.granule_of(address);
-        let caches = self.served.caches_at(granule, &self.caches);
-        let Some(caches) = caches.filter(|_| is_usual(flags)) else {
+        let Some((caches, granule)) = self.serving_caches(address, flags) else {
             // SAFETY: the promise of the caller.
             return unsafe { self.free_unusual(seat, address, flags) };
         };
-        let granule = granule as u32;
-        let Some((run, slot)) = caches.cells.find(granule) else {
+        let found = caches.cells.find(granule);
+        // SAFETY: the promise of the caller.
+        unsafe { self.free_found(caches, seat, (address, flags), granule, found) }
+    }
+
+    /// Puts an area back into a run of the CPU, as [`free_at`](Self::free_at) does most often, in few instructions: for whoever has that
+    /// in line, and [`free_past_own_at`](Self::free_past_own_at) behind a call.
+    ///
+    /// # Safety
+    /// As [`free_with`](Self::free_with).
+    #[inline(always)]
+    pub(crate) unsafe fn put_own_at(
+        &self,
+        seat: &impl Seat,
+        address: usize,
+        flags: FreeFlags,
+    ) -> Result<(), NotPut> {
+        let Some((caches, granule)) = self.serving_caches(address, flags) else {
+            return Err(NotPut::LookAgain);
+        };
+        let (run, slot, pair_at) = match caches.cells.look(granule) {
+            Look::Own { run, slot, pair_at } => (run, slot, pair_at),
+            Look::NoRun => return Err(NotPut::NoRun),
+            Look::Unclear => return Err(NotPut::LookAgain),
+        };
+        let at = caches.table + pair_at;
+        // SAFETY: as in `take_slot`; the offset is that of a pair, and where it is another run's nothing happens.
+        match unsafe { seat.put_slot(at, run.bits(), 1 << slot, &caches.gate) } {
+            Put::Done => {
+                self.keep_up_after(flags);
+                Ok(())
+            }
+            Put::WasFree => Err(NotPut::WasFree),
+            Put::Elsewhere => Err(NotPut::LookAgain),
+        }
+    }
+
+    /// [`free_at`](Self::free_at) of what was not put back into a run of the CPU at once.
+    ///
+    /// # Safety
+    /// As [`free_with`](Self::free_with).
+    #[inline(always)]
+    pub(crate) unsafe fn free_past_own_at(
+        &self,
+        seat: &impl Seat,
+        address: usize,
+        flags: FreeFlags,
+        why: NotPut,
+    ) -> Result<(), FreeError> {
+        let Some((caches, granule)) = self.serving_caches(address, flags) else {
+            // SAFETY: the promise of the caller.
+            return unsafe { self.free_unusual(seat, address, flags) };
+        };
+        let found = match why {
+            NotPut::NoRun => None,
+            NotPut::LookAgain => caches.cells.find(granule),
+            // Somebody may have been given it since.
+            NotPut::WasFree => return Err(FreeError::NotAllocated { address }),
+        };
+        // SAFETY: the promise of the caller.
+        unsafe { self.free_found(caches, seat, (address, flags), granule, found) }
+    }
+
+    /// Frees an area that was found to belong to a run, or to none.
+    ///
+    /// # Safety
+    /// As [`free_with`](Self::free_with).
+    #[inline(always)]
+    unsafe fn free_found(
+        &self,
+        caches: &Caches,
+        seat: &impl Seat,
+        (address, flags): (usize, FreeFlags),
+        granule: u32,
+        found: Option<(Run, u32)>,
+    ) -> Result<(), FreeError> {
+        let Some((run, slot)) = found else {
             if self.free_to_stash(caches, seat, address, granule) {
                 self.keep_up_after(flags);
                 return Ok(());
@@ -93,7 +166,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
             return self.free_shared(seat, address, flags, run, slot);
         }
         let at = caches.table + run.class().table_offset();
-        // SAFETY: as in `take_from_run`.
+        // SAFETY: as in `take_slot`.
         let put = unsafe { seat.put_slot(at, run.bits(), 1 << slot, &caches.gate) };
         if put == Put::Done {
             self.keep_up_after(flags);
@@ -219,6 +292,18 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if let Some(address) = self.take_from_run(caches, seat, request, class) {
             return Some(address);
         }
+        self.take_from_stash(caches, seat, request, class)
+    }
+
+    /// An area of a class out of the current CPU's stash.
+    #[inline(always)]
+    fn take_from_stash(
+        &self,
+        caches: &Caches,
+        seat: &impl Seat,
+        request: &Request,
+        class: Class,
+    ) -> Option<usize> {
         let address = self.take_stashed(caches, seat, request, class)?;
         if !request.flags.contains(AllocFlags::NO_ZERO) {
             self.zero(address, class.len() as usize * GRANULE_BYTES);
@@ -269,6 +354,15 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         (granule < REACH_GRANULES && is_usual(flags)).then_some((caches, granule as u32))
     }
 
+    /// The same, while nobody has caches passed by.
+    #[inline(always)]
+    fn serving_caches(&self, address: usize, flags: FreeFlags) -> Option<(&Caches, u32)> {
+        let granule = self.granule_of(address);
+        let caches = self.served.caches_at(granule, &self.caches);
+        let caches = caches.filter(|_| is_usual(flags))?;
+        Some((caches, granule as u32))
+    }
+
     /// The granule of the window that `address` is; one that is out of reach if it is in none.
     #[inline]
     fn granule_of(&self, address: usize) -> usize {
@@ -306,6 +400,17 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         self.served.limit.store(limit.bits(), Ordering::Relaxed);
         self.served.reach.store(reach as u64, Ordering::Relaxed);
     }
+}
+
+/// Why an area was not put back into a run of the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotPut {
+    /// It belongs to no run.
+    NoRun,
+    /// It is free in its run.
+    WasFree,
+    /// Its run is another CPU's, or shared, or in change; or caches do not serve such a free.
+    LookAgain,
 }
 
 /// Whether caches serve frees with such flags.

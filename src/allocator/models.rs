@@ -82,10 +82,16 @@ impl Model {
         (0..count).map(|_| self.allocate_at(seat)).collect()
     }
 
-    /// As [`try_free`](Self::try_free).
+    /// As [`try_free`](Self::try_free), in the two steps that a process takes.
     fn try_free_at(&self, seat: &ModelSeat, area: usize) -> Result<(), FreeError> {
+        let (pcpu, flags) = (&self.machine.pcpu, FreeFlags::empty());
         // SAFETY: nobody looks at the copies.
-        unsafe { self.machine.pcpu.free_at(seat, area, FreeFlags::empty()) }
+        unsafe {
+            match pcpu.put_own_at(seat, area, flags) {
+                Ok(()) => Ok(()),
+                Err(why) => pcpu.free_past_own_at(seat, area, flags, why),
+            }
+        }
     }
 
     fn free_at(&self, seat: &ModelSeat, area: usize) {

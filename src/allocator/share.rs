@@ -55,7 +55,7 @@ impl<B: Backing, R: RawMutex> PerCpuAllocator<B, R> {
         if !self.has_sign(WATCHED) {
             // The gate was closed, perhaps.
             let at = caches.table + run.class().table_offset();
-            // SAFETY: as in `take_cached`.
+            // SAFETY: as in `take_slot`.
             match unsafe { seat.put_slot(at, run.bits(), 1 << slot, &caches.gate) } {
                 Put::Elsewhere => {}
                 put => return Ok(put),
