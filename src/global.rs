@@ -57,8 +57,10 @@ use std::vec::Vec;
 
 use zerocopy::FromZeros;
 
-use crate::alloc_api::{Domain, Global, PerCpuPtr, alloc_percpu_in, alloc_percpu_many_in};
-use crate::allocator::{NotPut, PerCpuAllocator, Region};
+use crate::alloc_api::{
+    Domain, Global, PerCpuPtr, alloc_percpu_in, alloc_percpu_many_in, free_past_own,
+};
+use crate::allocator::{PerCpuAllocator, Region};
 use crate::backing::mmap::Mmap;
 use crate::cache::{Here, LockedSeat};
 use crate::cpus::Units;
@@ -140,7 +142,7 @@ unsafe impl Domain for Global {
             match ready() {
                 Some(allocator) => match allocator.put_own_at(&here(), address, flags) {
                     Ok(()) => Ok(()),
-                    Err(why) => free_past_own(allocator, address, flags, why),
+                    Err(why) => free_past_own::<Self>(allocator, address, flags, why),
                 },
                 None => free_otherwise(address, flags),
             }
@@ -364,25 +366,10 @@ fn here() -> Here<Global> {
     unsafe { Here::new() }
 }
 
-/// Allocates where the instance is ready.
+/// Allocates where the instance is ready: all of it behind one call. With a run's part in line, what comes out of a stash takes longer.
 #[inline(never)]
 fn allocate_ready(allocator: &GlobalAllocator, request: &Request) -> Result<usize, AllocError> {
     allocator.allocate_at(&here(), request)
-}
-
-/// Frees what was not put back into a run of the CPU.
-///
-/// # Safety
-/// As [`Domain::free`].
-#[inline(never)]
-unsafe fn free_past_own(
-    allocator: &GlobalAllocator,
-    address: usize,
-    flags: FreeFlags,
-    why: NotPut,
-) -> Result<(), FreeError> {
-    // SAFETY: the promise of the caller.
-    unsafe { allocator.free_past_own_at(&here(), address, flags, why) }
 }
 
 /// The seat of the CPU that the caller was on a moment ago, where all steps are LOCKed: a request finds the CPU once, not for each

@@ -202,3 +202,33 @@ fn an_area_is_idle_once() {
     });
     assert_eq!(runs, 1);
 }
+
+/// A guide that leads to another run's pair leads nowhere: the way past it finds the area's own.
+#[test]
+fn a_guide_of_another_run_does_no_harm() {
+    let mut pcpu = small_machine().build().unwrap();
+    pcpu.enable_caches().unwrap();
+    // SAFETY: nothing else works on the caches.
+    let seat = unsafe { LockedSeat::new(pcpu.units(), CpuId::new(0)) };
+    let areas = [8, 24].map(|bytes| pcpu.allocate_at(&seat, &Request::new(bytes, 8)).unwrap());
+    let cells = &pcpu.caches.as_ref().unwrap().cells;
+    let granules = areas.map(|area| pcpu.run_granule(area).unwrap());
+    let runs = granules.map(|granule| cells.find(granule).unwrap().0);
+    cells.mislead(granules[0], runs[1]);
+    let put = || {
+        let flags = FreeFlags::empty();
+        // SAFETY: nobody looks at the copies.
+        unsafe {
+            pcpu.put_own_at(&seat, areas[0], flags)
+                .map_err(|why| (why, pcpu.free_past_own_at(&seat, areas[0], flags, why)))
+        }
+    };
+    assert_eq!(put(), Err((NotPut::LookAgain, Ok(()))));
+    let again = FreeError::NotAllocated { address: areas[0] };
+    assert_eq!(put(), Err((NotPut::LookAgain, Err(again))));
+    cells.mislead(granules[0], runs[0]);
+    assert_eq!(put(), Err((NotPut::WasFree, Err(again))));
+    assert_eq!(pcpu.stats().live, 1);
+    assert_eq!(pcpu.allocate_at(&seat, &Request::new(8, 8)), Ok(areas[0]));
+    assert_eq!(put(), Ok(()));
+}

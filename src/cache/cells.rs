@@ -220,6 +220,13 @@ impl Cells {
         }
     }
 
+    /// Has the guide of a granule be that of another run.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn mislead(&self, granule: u32, other: Run) {
+        let guide = Guide::of(other).bits();
+        self.guide(granule).store(guide, Ordering::Relaxed);
+    }
+
     /// Takes a run out; says whether other CPUs have freed areas of it.
     pub(crate) fn remove(&self, run: Run) -> bool {
         let mut is_shared = false;
